@@ -23,10 +23,10 @@ setup(
     description="SOCKS and HTTP proxy daemon, TCP and UDP on one port",
     license="MIT",
     packages=find_packages(include=["netproxy", "netproxy.*"]),
-    package_data={"netproxy.admin": ["page.html"]},
+    package_data={"netproxy.admin.web": ["page.html"]},
     python_requires=">=3.10",
     install_requires=["pyyaml"],
-    extras_require={"test": ["pytest", "coverage"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "coverage"]},
     entry_points={
         "console_scripts": ["netproxyd=netproxy.cli:main", "netproxyctl=netproxy.cli:control_main"]
     },

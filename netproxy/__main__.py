@@ -1,5 +1,7 @@
-"""Runs netproxyd: `python3 -m netproxy` is the same as the netproxyd command."""
+"""Runs netproxyd for `python3 -m netproxy`, and netproxyctl for `python3 -m netproxy ctl`."""
 
-from netproxy.cli import main
+import sys
 
-raise SystemExit(main())
+from netproxy.cli import control_main, main
+
+raise SystemExit(control_main(sys.argv[2:]) if sys.argv[1:2] == ["ctl"] else main())

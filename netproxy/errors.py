@@ -1,4 +1,4 @@
-"""Every error that NetProxy raises on purpose.
+"""Every error that NetProxy raises on purpose, and why files cannot be read.
 
 OSError is translated into one of these at the edge (net/ and dialer/direct.py);
 everything above deals with this tree alone.  A message never holds a secret.
@@ -7,7 +7,14 @@ everything above deals with this tree alone.  A message never holds a secret.
 from __future__ import annotations
 
 import enum
-from typing import Final, Iterable
+import errno
+import os
+import stat
+
+from netproxy.typed import IO, Callable, Final, Iterable, TypeVar
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 
 def printable(text: str) -> str:
@@ -18,6 +25,47 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def cannot_read(error: OSError, path: str) -> str:
+    """Return why a file cannot be read; if its permissions forbid it, with what to do.
+
+    Files of /etc belong to root, whose keys and tokens the daemon's group cannot read.
+    """
+    reason = error.strerror or str(error)
+    if error.errno != errno.EACCES:
+        return reason
+    import grp  # late: few files cannot be read
+
+    number = os.getegid()
+    try:
+        group = grp.getgrgid(number).gr_name
+    except KeyError:
+        group = str(number)
+    return f"{reason} (as root: chgrp {group} {path} && chmod g+r {path})"
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Open a file that the configuration names.  Raises OSError, also for a FIFO or a device.
+
+    Opening a FIFO would wait until another process writes into it, perhaps for ever.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def check_regular(path: str) -> None:
+    """Raise OSError as open_regular(), for files that a library opens by their names."""
+    open_regular(path).close()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    # open() itself refuses a directory.
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 class NetProxyError(Exception):
@@ -36,10 +84,25 @@ class ConfigError(NetProxyError):
 
     @classmethod
     def joined(cls, errors: Iterable[ConfigError]) -> ConfigError:
-        """Return one error with the texts of several, one a line."""
+        """Return one error with the lines of several, each line once."""
         error = cls("")
-        error.args = ("\n".join(map(str, errors)),)
+        lines = (line for given in errors for line in str(given).split("\n"))
+        error.args = ("\n".join(dict.fromkeys(lines)),)
         return error
+
+
+def for_all(make: Callable[[Part], Made], parts: Iterable[Part]) -> list[Made]:
+    """Return make(part) for all parts.  Raises ConfigError with the errors of all of them."""
+    made: list[Made] = []
+    errors: list[ConfigError] = []
+    for part in parts:
+        try:
+            made.append(make(part))
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise ConfigError.joined(errors)
+    return made
 
 
 class LoginUnavailable(NetProxyError):
@@ -105,6 +168,17 @@ class Reason(enum.Enum):
     LIMIT = "a limit of this proxy is reached"
 
 
+_OF_THE_UPSTREAM = {
+    Reason.DENIED: "not allowed by the rules of the upstream",
+    Reason.LOOP: "the connection would loop back to the upstream",
+    Reason.LIMIT: "a limit of the upstream is reached",
+}
+"""The words of reasons that a proxy has told, where those of Reason speak of this daemon."""
+_OF_THE_KERNEL = "not permitted by the kernel of this machine"
+OF_OTHERS = (*_OF_THE_UPSTREAM.values(), _OF_THE_KERNEL)
+"""Words of DialError.why beside those of Reason."""
+
+
 class DialError(NetProxyError):
     """A target or an upstream could not be reached.
 
@@ -119,6 +193,7 @@ class DialError(NetProxyError):
         hop: str = "",
         upstream: bool = False,
         decided: str = "",
+        tried: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Describe the failure.
 
@@ -126,7 +201,8 @@ class DialError(NetProxyError):
         proxy or of the kernel, in place of the reason's own text.  `hop` is the label of the
         proxy that failed or that reported the failure.  `upstream` is True if the upstream is
         at fault, not the target: then another upstream may succeed.  `decided` names what of
-        this daemon's own configuration has refused the flow; it is for records alone.
+        this daemon's own configuration has refused the flow; it is for records alone, and so is
+        `tried`: the addresses that were dialled, each with its failure.
         """
         super().__init__()
         self.reason: Final = reason
@@ -135,6 +211,9 @@ class DialError(NetProxyError):
         self.hop: Final = hop
         self.upstream: Final = upstream
         self.decided: Final = decided
+        self.tried: Final = tried
+        self.id = ""
+        """The id of its record, which a client may be told; see recorded_as()."""
 
     def at_hop(self, hop: str, upstream: bool | None = None) -> DialError:
         """Return the same error with the label of a hop.
@@ -142,25 +221,55 @@ class DialError(NetProxyError):
         `upstream` replaces that field, None keeps it.
         """
         fault = self.upstream if upstream is None else upstream
-        return DialError(self.reason, self.detail, self.said, hop, fault, self.decided)
+        return DialError(self.reason, self.detail, self.said, hop, fault, self.decided, self.tried)
+
+    def recorded_as(self, name: str) -> DialError:
+        """Return the same error with the id of its record."""
+        error = type(self)(
+            *(self.reason, self.detail, self.said, self.hop, self.upstream),
+            decided=self.decided,
+            tried=self.tried,
+        )
+        error.id = name
+        return error
 
     def decided_by(self, rule: str) -> str:
         """Return what of this daemon's configuration has refused the flow, "" for nothing.
 
         `rule` is that of the flow's route: the upstream "block" refuses what it gets.
         """
-        is_blocked = self.reason is Reason.DENIED and not self.hop
+        is_blocked = self.reason is Reason.DENIED and not self.hop and not self.tried
         return self.decided or (rule if is_blocked else "")
 
+    @property
+    def why(self) -> str:
+        """The reason in words, which tell who has refused: this daemon, its kernel or a proxy."""
+        if self.decided:
+            return self.reason.value
+        if self.reason is Reason.DENIED and self.tried:
+            return _OF_THE_KERNEL
+        return (self.hop and _OF_THE_UPSTREAM.get(self.reason)) or self.reason.value
+
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.hop, self.detail, self.said or self.reason.value)))
+        return ": ".join(filter(None, (self.hop, self.detail, self.said or self.why)))
 
 
 class FlowRefused(DialError):
-    """A limit, a ban or the end of a user's terms refuses a flow before it is dialled.
+    """A flow is refused before it is dialled.
 
+    A limit, a ban or the end of a user's terms refuses it, or its fake address has no name.
     `said` is the reason of its record and of its counter: a few words, none from a client.
     """
+
+
+class QueryRefused(NetProxyError):
+    """A query of a client of a dns listener is answered with a failure."""
+
+    def __init__(self, reason: str, decided: str) -> None:
+        """`reason`: a few words, none from a client.  `decided`: the key that has refused it."""
+        super().__init__(reason)
+        self.reason: Final = reason
+        self.decided: Final = decided
 
 
 ReplyTable = dict[Reason, int]

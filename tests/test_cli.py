@@ -17,12 +17,13 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy import __version__, cli
+from netproxy.admin.control import places
 from netproxy.config.schema import Config
 from netproxy.daemon import main
+from netproxy.daemon.process import signals
 from netproxy.access.users import Users
 from netproxy.daemon.daemon import Daemon
 from netproxy.interfaces.addresses import Address
-from tests.support.certificates import certificates
 from tests.support.sockets import (
     SECONDS,
     Task,
@@ -56,8 +57,10 @@ def unchanged_signal_mask() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_places_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "DEFAULT_FILE", "/nonexistent/netproxyd.yaml")
+    monkeypatch.setattr(places, "SYSTEM_SOCKET", "/nonexistent/netproxy/control.sock")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
 
@@ -74,6 +77,16 @@ class TestUsage:
             cli.main(arguments)
         assert caught.value.code == 64
         assert re.fullmatch(r"netproxyd: .+ \(try --help\)\n", capsys.readouterr().err)
+
+    def test_file_without_its_option_is_told_the_option(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["-t", "netproxyd.yaml"])
+        assert caught.value.code == 64
+        hint = "(write -c before the name of a configuration file)"
+        line = f"netproxyd: unrecognized arguments: netproxyd.yaml {hint}\n"
+        assert capsys.readouterr().err == line
 
     def test_version_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
@@ -199,6 +212,18 @@ class TestCheck:
             "",
             f"warning: {path}:1:22: listeners[0].listen: 0.0.0.0:1 lets everybody in\n",
         )
+
+    def test_listeners_without_a_value_are_the_default_with_a_warning(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
+        path = file("listeners:\n#  - listen: 127.0.0.1:1\n")
+        message = f"{path}:1:1: listeners: is empty: sps://127.0.0.1:1080 is served"
+        assert self.check(capsys, "-q", "-c", path) == (
+            0,
+            "",
+            f"warning: {message} (for no listener write [])\n",
+        )
+        assert self.check(capsys, "-q", "-c", path, "-l", "sps://127.0.0.1:2")[2] == ""
 
     @pytest.mark.parametrize(
         "text, message",
@@ -335,28 +360,6 @@ class TestCheck:
         assert (status, out) == (78, "")
         assert "not a hash made by 'netproxyctl hash-password'" in err and "hunter2" not in err
 
-    @pytest.mark.parametrize(
-        "name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"]
-    )
-    def test_example_configurations_are_correct(
-        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str], name: str
-    ) -> None:
-        path = (
-            ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
-        )
-        # A copy that other users cannot read.
-        status, out, err = self.check(capsys, "-c", file(path.read_text()))
-        assert (status, err) == (0, "") and out.endswith("OK\n")
-
-    def test_tls_example_is_correct_with_existing_certificates(
-        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
-    ) -> None:
-        text = (ROOT / "conf/examples/tls.yaml").read_text()
-        for name, path in (("proxy.pem", "server.pem"), ("proxy.key", "server.key")):
-            text = text.replace(f"/etc/netproxy/{name}", certificates().path(path))
-        status, out, err = self.check(capsys, "-c", file(text))
-        assert (status, err) == (0, "") and out.endswith("OK\n")
-
 
 class Served:
     """main() on this thread, and a test's actions on another one, with SIGTERM at their end."""
@@ -364,7 +367,7 @@ class Served:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ready = threading.Semaphore(0)
         self.daemons: list[Daemon] = []
-        monkeypatch.setattr(main.notify, "ready", lambda status: self.ready.release())
+        monkeypatch.setattr(signals.notify, "ready", lambda status: self.ready.release())
         start = Daemon.start
 
         def remember(daemon: Daemon, config: Any) -> None:
@@ -404,7 +407,10 @@ class Served:
 
 
 def signal_us(number: int) -> None:
-    os.kill(os.getpid(), number)
+    """Signal the main thread: others, such as those of pytest-xdist, may not block the signal."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, number)
 
 
 @pytest.fixture
@@ -413,9 +419,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, main.SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     yield Served(monkeypatch)
-    while signal.sigtimedwait(main.SIGNALS, 0):
+    while signal.sigtimedwait(signals.SIGNALS, 0):
         pass
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -434,6 +440,52 @@ class TestServing:
             lines[0],
         )
         assert lines[-1].endswith(" info stopped")
+
+    def test_first_line_names_the_bridge_of_an_agent(
+        self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
+        with listen() as bridge:
+            path = file(
+                f"listeners: []\ntunnel: {{agent: {{bridge: 'tcp://{address_of(bridge)}', "
+                f"name: home, token: {'t' * 32}, exit: true}}}}"
+            )
+            assert served.run(["-c", path], str) == 0
+            (line,) = [line for line in capfd.readouterr().err.splitlines() if " serves " in line]
+            assert line.endswith(f" nothing, agent 'home' of {address_of(bridge)}, upstream direct")
+
+    def test_plain_daemon_has_a_control_socket_and_a_second_one_serves_without(
+        self,
+        served: Served,
+        capfd: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Hazard 170."""
+        path = tmp_path / "netproxy" / "control.sock"
+        monkeypatch.setattr(places, "SYSTEM_SOCKET", str(path))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        # A daemon that was killed has left its socket.
+        path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+
+        def ask() -> tuple[int, str]:
+            status = cli.control_main(["status"])
+            return status, capfd.readouterr().out
+
+        answers = []
+        assert served.run(["-l", LISTENER], lambda: answers.append(ask())) == 0
+        assert answers[0][0] == 0 and answers[0][1].startswith("netproxyd ")
+        assert not path.exists()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            other.listen()
+            assert served.run(["-l", LISTENER], lambda: served.greet().close()) == 0
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if " warning " in line]
+        assert line.endswith(
+            f" warning no control socket: control unix:{path}: Address already in use by another "
+            "daemon (set control: to another path)"
+        )
 
     @pytest.mark.parametrize(
         "arguments, wanted",
@@ -487,6 +539,7 @@ class TestServing:
             (line,) = capfd.readouterr().err.splitlines()
             assert line.endswith(
                 f" error cannot listen on tcp {address_of(taken)}: Address already in use"
+                f" (ss -lnptu 'sport = :{taken.getsockname()[1]}' tells by which program)"
             )
 
     @pytest.mark.parametrize(
@@ -525,7 +578,7 @@ class TestServing:
         self, served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """Hazard 98.  systemd starts the daemon again."""
-        monkeypatch.setattr(main, "LOOK_SECONDS", 0.01)
+        monkeypatch.setattr(signals, "LOOK_SECONDS", 0.01)
         monkeypatch.setattr(Daemon, "dead_thread", lambda _: "janitor")
         assert cli.main(["-l", LISTENER]) == 70
         assert "error the thread 'janitor' has died" in capfd.readouterr().err
@@ -792,13 +845,16 @@ class TestAsAProcess:
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, f"netproxyd {__version__}\n", "")
 
-    def test_log_is_written_into_no_socket_if_standard_descriptors_are_closed(self) -> None:
+    def test_log_is_written_into_no_socket_if_standard_descriptors_are_closed(
+        self, tmp_path: Path
+    ) -> None:
         """Hazard 102."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = f"exec {sys.executable} -m netproxy -v -l sps://127.0.0.1:{port} <&- >&- 2>&-"
-        process = subprocess.Popen(["/bin/sh", "-c", command], cwd=ROOT)
+        environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
+        process = subprocess.Popen(["/bin/sh", "-c", command], cwd=ROOT, env=environment)
         try:
             wait_until(lambda: not refuses(Address("127.0.0.1", port)), 20)
             with socket.create_connection(("127.0.0.1", port), SECONDS) as sock:

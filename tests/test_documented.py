@@ -22,10 +22,12 @@ from netproxy.config.tree.hints import SECTIONS
 from netproxy.config.tree.node import MapReader, Source
 from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
+from netproxy.ctl import command_line
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.flows import Traffic
-from netproxy.observe import exposition
+from netproxy.observe.exposition import text_format
 from netproxy.observe.flows import FlowTotal, TotalKey
+from netproxy.observe.process import ProcessUse
 from netproxy.protocol import uot
 from tests.support.handlers import RecordingLog
 
@@ -153,7 +155,7 @@ def test_man_page_has_no_unknown_key() -> None:
     assert entries and entries - set(KEYS) - holders == set()
 
 
-@pytest.mark.parametrize("path", ["README.md", "man/netproxyd.yaml.5"])
+@pytest.mark.parametrize("path", ["docs/UPSTREAMS.md", "man/netproxyd.yaml.5"])
 def test_both_names_of_udp_over_tcp_are_documented(path: str) -> None:
     text = (ROOT / path).read_text()
     assert uot.MAGIC in text and uot.MAGIC_V1 in text
@@ -180,32 +182,6 @@ def test_full_example_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     check(read_config(parse_text(whole_text().encode(), Source(str(FULL))), problems), problems)
 
 
-USERS_PAGE = (ROOT / "docs" / "USERS.md").read_text()
-# A hash as `netproxyctl hash-password` prints it.
-HASH = re.search(r"scrypt[^:\s]+", (ROOT / "conf" / "examples" / "users-file").read_text())[0]
-
-
-def fenced(language: str) -> list[str]:
-    """Return the blocks of a language in the page about users."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", USERS_PAGE, re.M | re.S)
-
-
-@pytest.mark.parametrize("block", fenced("yaml"))
-def test_configuration_of_the_page_about_users_is_valid(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, block: str
-) -> None:
-    (lines,) = fenced("users")
-    files = {"users": lines.replace("HASH", HASH), "alice.hash": HASH, "bob.hash": HASH}
-    files |= {"netproxyd.yaml": re.sub("/(etc|var/lib)/netproxy", str(tmp_path), block)}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o600)
-    shutil.copy(ROOT / "conf" / "examples" / "check-pam", tmp_path)
-    assert cli.main(["-t", "-c", str(tmp_path / "netproxyd.yaml")]) == 0
-    captured = capsys.readouterr()
-    assert (captured.err, captured.out.endswith("OK\n")) == ("", True)
-
-
 def options(parser: argparse.ArgumentParser) -> list[list[str]]:
     """Return the names of each option."""
     return [list(action.option_strings) for action in parser._actions if action.option_strings]
@@ -215,7 +191,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     """Return the commands of netproxyctl."""
     return next(
         action.choices
-        for action in cli.control_parser()._actions
+        for action in command_line.control_parser(cli.DEFAULT_FILE)._actions
         if isinstance(action, argparse._SubParsersAction)
     )
 
@@ -247,13 +223,19 @@ def test_command_of_netproxyctl_is_in_its_man_page(name: str) -> None:
 
 
 def test_common_options_of_netproxyctl_are_in_its_man_page() -> None:
-    for names in options(cli.control_parser()):
+    for names in options(command_line.control_parser(cli.DEFAULT_FILE)):
         assert any(f"{text} " in page("netproxyctl.1") for text in written(names)), names
 
 
 def test_sort_columns_and_filters_are_in_the_man_page() -> None:
     text = page("netproxyctl.1")
-    for word in (*cli.SORTS, *cli.USER_SORTS, *cli.CLIENT_SORTS, *cli.FILTERS):
+    filters = command_line.FILTERS
+    for word in (
+        *filters,
+        *command_line.SORTS,
+        *command_line.USER_SORTS,
+        *command_line.CLIENT_SORTS,
+    ):
         assert re.search(rf"\b{word}\b", text)
 
 
@@ -270,17 +252,18 @@ def known_metrics() -> set[str]:
         TotalKey(network, "main", "direct"): FlowTotal(1, 1, Traffic(1, 1, 1, 1))
         for network in ("tcp", "udp")
     }
-    families = [
-        *exposition.flow_families(totals),
-        *exposition.upstream_families([upstream]),
-        *exposition.process_families(0.0),
-        *exposition.user_families(()),
+    metrics = [
+        *text_format.flow_families(totals),
+        *text_format.upstream_families([upstream]),
+        *text_format.process_families(0.0, ProcessUse(1.0, 1, 0, 1, 1, 1)),
+        *text_format.user_families(()),
     ]
-    names = {f"netproxy_{name}" for name, _ in exposition.COUNTER_METRICS.values()} | {
+    names = {f"netproxy_{name}" for name, _ in text_format.COUNTER_METRICS.values()} | {
         family.name if family.name.startswith("process_") else f"netproxy_{family.name}"
-        for family in families
+        for family in metrics
     }
-    source = (ROOT / "netproxy/admin/stats.py").read_text()
+    folder = ROOT / "netproxy" / "admin" / "stats"
+    source = "".join((folder / name).read_text() for name in ("stats.py", "families.py"))
     names |= {f"netproxy_{name}" for name in re.findall(r'(?:single|Family)\(\s*"(\w+)"', source)}
     log: Any = RecordingLog()
     for pool in Runtime(log).pools:

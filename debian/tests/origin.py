@@ -3,6 +3,7 @@
 origin.py FILE     serves, and writes both port numbers into FILE
 origin.py --free N prints N port numbers that are free for TCP and UDP alike
 """
+
 import os
 import socket
 import sys
@@ -27,8 +28,13 @@ class Page(BaseHTTPRequestHandler):
 def answer(query: bytes) -> bytes:
     """Any question is answered by one A record (RFC 1035)."""
     end = query.index(b"\0", 12) + 5
-    return (query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:end]
-            + b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + ADDRESS)
+    return (
+        query[:2]
+        + b"\x81\x80\0\1\0\1\0\0\0\0"
+        + query[12:end]
+        + b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4"
+        + ADDRESS
+    )
 
 
 def serve_dns(sock: socket.socket) -> None:

@@ -8,16 +8,14 @@ dialled.  Thread: any.
 
 from __future__ import annotations
 
-import threading
-from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Protocol, Sequence
-
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork, any_holds
 from netproxy.interfaces.routing import ANY_ROUTE
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
+    from netproxy.access.own_sockets import OwnSockets
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import RouteSelectors
 
@@ -88,103 +86,6 @@ class DestinationPolicy(NamedTuple):
         return ""
 
 
-_Ports = dict[tuple[str, int], tuple[str, ...]]
-"""Hosts by network and port; a host may be there several times."""
-
-
-class IsLocal(Protocol):
-    """Tells whether an address is this machine's: net.routes.KernelRoutes.is_local."""
-
-    def __call__(self, network: str, address: Address, selectors: RouteSelectors, /) -> bool:
-        """Return whether this machine itself receives what is sent to a literal address."""
-
-
-class OwnSockets:
-    """The sockets that this daemon listens on: connecting to one of them would be a loop.
-
-    Ports that the agents of tunnels have opened count for clients only.  An upstream or a name
-    server that the configuration names at such a port is in the agent's network, and does not
-    lead back by itself.  An unspecified host in a listening address is every local address.
-    """
-
-    def __init__(self, is_local: IsLocal) -> None:
-        self._is_local = is_local
-        # Guards all changes.  Readers look keys up without the lock: each change replaces a
-        # value, or a table, as a whole.
-        self._lock = threading.Lock()
-        self._registered: dict[object, tuple[str, Address]] = {}
-        """Those in _ports that set() does not replace, by a key of their own."""
-        self._ports: _Ports = {}
-        self._agent_ports: _Ports = {}
-
-    def set(self, sockets: Iterable[tuple[str, Address]]) -> None:
-        """Replace the sockets of the configuration: network ("tcp" or "udp") and address."""
-        with self._lock:
-            ports: _Ports = {}
-            for network, address in (*sockets, *self._registered.values()):
-                _add(ports, network, address)
-            self._ports = ports
-
-    def register(
-        self, network: str, address: Address, of_agent: bool = False
-    ) -> Callable[[], None]:
-        """Add a socket that does not depend on the configuration.
-
-        `of_agent` if an agent of a tunnel has opened it.  Returns the call that removes it.
-        """
-        key = object()
-        with self._lock:
-            if of_agent:
-                _add(self._agent_ports, network, address)
-                return partial(self._unregister_agent, network, address)
-            self._registered[key] = network, address
-            _add(self._ports, network, address)
-        return partial(self._unregister, key)
-
-    def _unregister(self, key: object) -> None:
-        with self._lock:
-            _remove(self._ports, *self._registered.pop(key))
-
-    def _unregister_agent(self, network: str, address: Address) -> None:
-        with self._lock:
-            _remove(self._agent_ports, network, address)
-
-    def has_port(self, network: str, port: int, agents: bool = True) -> bool:
-        """Return whether a port is in use on any address; `agents` includes those of agents."""
-        key = network, port
-        return key in self._ports or (agents and key in self._agent_ports)
-
-    def holds(
-        self,
-        network: str,
-        address: Address,
-        agents: bool = True,
-        selectors: RouteSelectors = ANY_ROUTE,
-    ) -> bool:
-        """Return whether a literal address leads to one of the sockets.
-
-        `selectors`: of the socket that would connect to it.  Never waits.
-        """
-        key = network, address.port
-        hosts = self._ports.get(key, ())
-        if agents:
-            hosts += self._agent_ports.get(key, ())
-        if not hosts:
-            return False
-        host, _, scope = address.host.partition("%")
-        forms = (host, *embedded_ipv4(host))
-        if any(form in hosts or _is_unspecified(form) for form in forms):
-            return True
-        if not any(map(_is_unspecified, hosts)):
-            return False
-        if scope:
-            # Only a link-local address has a scope, and there is no IPv4 address in it.
-            return self._is_local(network, address, selectors)
-        return any(
-            self._is_local(network, Address(form, address.port), selectors) for form in forms
-        )
-
-
 class Destinations:
     """Decides which addresses may be dialled (interfaces.routing.DestinationGuard).
 
@@ -197,10 +98,14 @@ class Destinations:
         self._own = own
         self._policies: Mapping[str, DestinationPolicy] = {}
         """Replaced as a whole."""
+        self._fake: Sequence[IpNetwork] = ()
 
-    def configure(self, policies: Mapping[str, DestinationPolicy]) -> None:
-        """Apply the policies of a configuration, by the listener's name."""
+    def configure(
+        self, policies: Mapping[str, DestinationPolicy], fake: Sequence[IpNetwork] = ()
+    ) -> None:
+        """Apply a configuration: its policies by the listener's name, and its fake addresses."""
         self._policies = {**self._policies, **policies}
+        self._fake = fake
 
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
         """Return the addresses that the flow may be dialled to, at least one.
@@ -214,7 +119,21 @@ class Destinations:
                 decided = policy.denying(addresses[0].host)
                 raise DialError(Reason.DENIED, str(flow.target), decided=decided)
             addresses = permitted
+        if self._fake:
+            addresses = self._without_fake(flow, addresses)
         return self.without_own(flow, addresses)
+
+    def _without_fake(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
+        """Return the addresses that lead to no fake address, at least one.
+
+        A flow to a fake address has become one to its name: these are what a name server says.
+        Raises DialError(LOOP).
+        """
+        policy = DestinationPolicy(tuple(self._fake))
+        others = [address for address in addresses if policy.permits(address.host)]
+        if not others:
+            raise DialError(Reason.LOOP, str(flow.target), decided=f"dns.fake {self._fake[0]}")
+        return others
 
     def is_own_port(self, flow: Flow) -> bool:
         """Return whether the daemon listens on the port of the flow's target, on any address."""
@@ -272,24 +191,3 @@ def _range_of(network: IpNetwork) -> str:
 
 _ANYWHERE = DestinationPolicy()
 _DEFAULT = DestinationPolicy(parse_networks(DEFAULT_DENY))
-
-
-def _add(ports: _Ports, network: str, address: Address) -> None:
-    key = network, address.port
-    ports[key] = (*ports.get(key, ()), address.host.partition("%")[0])
-
-
-def _remove(ports: _Ports, network: str, address: Address) -> None:
-    """Remove what _add() has added, once."""
-    key = network, address.port
-    hosts = list(ports[key])
-    hosts.remove(address.host.partition("%")[0])
-    if hosts:
-        ports[key] = tuple(hosts)
-    else:
-        del ports[key]
-
-
-def _is_unspecified(host: str) -> bool:
-    packed = pack_ip(host)
-    return packed is not None and not any(packed)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
+from itertools import chain
 
 from netproxy.access.accounts.standing import Terms
 from netproxy.access.accounts.subject import NO_LIMITS, Limits, ListenerRates
+from netproxy.access.checks.known_users import KnownUsers, Nobody
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
-from netproxy.access.users import Users, check_password
 from netproxy.config.schema import DestinationsConfig, LimitsConfig, QuotaConfig, UserLimitsConfig
-from netproxy.errors import ConfigError
-from netproxy.interfaces.flows import TUNNEL_AGENT
-from netproxy.interfaces.networks import is_loopback
+from netproxy.errors import ConfigError, for_all
+from netproxy.interfaces.flows import TUNNEL_AGENT, TUNNEL_DIRECT
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.book import AccountBook
+    from netproxy.access.accounts.counting import Counting
     from netproxy.access.accounts.usage_store import UsageStore
     from netproxy.access.sources import Sources
-    from netproxy.config.schema import Config, ListenerConfig, UpstreamConfig
+    from netproxy.config.schema import Config, ListenerConfig, UpstreamConfig, UserConfig
     from netproxy.interfaces.networks import IpNetwork
     from netproxy.interfaces.routing import Bind
     from netproxy.interfaces.services import Log
@@ -32,20 +33,30 @@ class Binds(NamedTuple):
     """True if a user or an upstream asks for the local address that the client connected to."""
 
 
-def make_users(config: Config, earlier: Users | None = None) -> Users:
+def make_users(config: Config, earlier: KnownUsers | None = None) -> KnownUsers:
     """Return the users of a configuration.  Raises ConfigError for an invalid hash.
 
     They remember what the `earlier` ones do of users whose password is the same.
     """
-    for name, user in config.users.items():
-        try:
-            check_password(user.password)
-        except ValueError as error:
-            raise ConfigError(f"users.{name}.password: {error}", user.place) from error
+    if not config.users:
+        return Nobody()
+    from netproxy.access.users import Users  # late: many configurations have no users
+
+    for_all(_check_user, config.users.items())
     users = Users({name: user.password for name, user in config.users.items()})
-    if earlier is not None:
+    if isinstance(earlier, Users):
         users.take_over(earlier)
     return users
+
+
+def _check_user(user: tuple[str, UserConfig]) -> None:
+    from netproxy.access.users import check_password  # late: as above
+
+    name, config = user
+    try:
+        check_password(config.password)
+    except ValueError as error:
+        raise ConfigError(f"users.{name}.password: {error}", config.place) from error
 
 
 def make_limits(config: Config) -> dict[str, Limits]:
@@ -131,6 +142,35 @@ def make_usage_store(
         raise ConfigError(f"state: {error}", config.state and config.state_place) from error
 
 
+class PreparedCounts:
+    """Limits, quotas and the store of a configuration: the store is open, in use from commit().
+
+    A PreparedChange.
+    """
+
+    def __init__(
+        self, config: Config, counting: Counting, environment: Mapping[str, str], log: Log
+    ) -> None:
+        """Open the store; a worker has none.  Raises ConfigError."""
+        self._config = config
+        self._counting, self._store = counting, counting.store
+        if not counting.is_worker:
+            self._store = make_usage_store(config, environment, counting.store, log)
+
+    def commit(self) -> None:
+        """Put them into force, for running flows as well."""
+        config, counting = self._config, self._counting
+        counting.reserve(config.users)
+        counting.use_store(self._store)
+        counting.standing.configure(make_terms(config))
+        counting.accounts.configure(make_limits(config), make_rates(config))
+
+    def discard(self) -> None:
+        """Close a store that was opened."""
+        if self._store is not None and self._store is not self._counting.store:
+            self._store.close()
+
+
 def user_with_quota(config: Config) -> str:
     """Return the name of the first user with a quota, "" if there is none."""
     users = config.users.items()
@@ -158,15 +198,16 @@ def make_binds(config: Config, upstreams: Iterable[UpstreamConfig]) -> Binds:
 def make_policies(config: Config) -> dict[str, DestinationPolicy]:
     """Return the destination policies by the listener's name.
 
-    TUNNEL_AGENT stands for what a bridge asks its agent for.  Raises ConfigError.
+    TUNNEL_AGENT stands for what a bridge asks its agent for, TUNNEL_DIRECT for the addresses that
+    direct paths lead to.  Raises ConfigError.
     """
     destinations = config.destinations or DestinationsConfig(None, ())
-    allow = _networks("allow", destinations.allow, destinations.place)
+    given = (("allow", destinations.allow), ("deny", destinations.deny or ()))
+    allow, deny = for_all(lambda names: _networks(*names, destinations.place), given)
     if destinations.deny is None:
         guarded = DestinationPolicy(parse_networks(DEFAULT_DENY), allow)
         unguarded = DestinationPolicy()
     else:
-        deny = _networks("deny", destinations.deny, destinations.place)
         guarded = unguarded = DestinationPolicy(deny, allow)
     policies = {
         listener.name: unguarded if _needs_no_guard(listener) else guarded
@@ -174,25 +215,26 @@ def make_policies(config: Config) -> dict[str, DestinationPolicy]:
     }
     if config.tunnel.agent:
         policies[TUNNEL_AGENT] = guarded
+    policies[TUNNEL_DIRECT] = guarded
     return policies
 
 
 def _networks(key: str, names: tuple[str, ...], place: str) -> tuple[IpNetwork, ...]:
-    networks: list[IpNetwork] = []
-    for text in names:
+    def parse(text: str) -> tuple[IpNetwork, ...]:
         try:
-            networks += parse_networks((text,))
+            return parse_networks((text,))
         except ValueError as error:
             expected = f"neither a network nor one of {', '.join(RANGES)}"
             raise ConfigError(f"destinations.{key}: '{text}' is {expected}", place) from error
-    return tuple(networks)
+
+    return tuple(chain.from_iterable(for_all(parse, names)))
 
 
 def _needs_no_guard(listener: ListenerConfig) -> bool:
     """Return whether the listener's clients can reach nothing that they could not reach anyway.
 
-    Its target is fixed by the configuration, or its clients are on this machine.
+    Its targets are fixed by the configuration, or its clients are on this machine.
     """
-    if listener.target is not None:
+    if listener.target is not None or listener.routes:
         return True
-    return all(is_loopback(address.host) for address in listener.addresses)
+    return listener.is_local

@@ -2,18 +2,22 @@
 
 If all connections are taken, they are shared fairly (interfaces.fairness): the client with
 most of them loses one for a client that has fewer.
+
+With several worker processes the limits are for all of them together (accounts.gauges), and a
+connection can only end for another one of its own process.
 """
 
 from __future__ import annotations
 
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING, Callable
 
 from netproxy.interfaces.fairness import client_key
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from netproxy.access.accounts.gauges import SharedConnections
     from netproxy.interfaces.listeners import AllowedClients, Resident
 
 RefuseArrival = Callable[[str], str]
@@ -35,10 +39,12 @@ class _Occupancy:
 
     __slots__ = (
         *("lock", "live", "entered", "by_client", "by_address", "keys"),
-        *("residents", "of_client", "evicted"),
+        *("residents", "of_client", "evicted", "shared"),
     )
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedConnections | None) -> None:
+        self.shared = shared
+        """The counts of all worker processes, None if there is one process."""
         self.lock = threading.Lock()
         self.live = 0
         self.entered = 0
@@ -56,15 +62,24 @@ class _Occupancy:
         self.evicted: set[Resident] = set()
         """Evicted connections that have not closed yet.  They no longer count for their client."""
 
-    def evict_for(self, client: str) -> Resident | None:
-        """Return the connection that must end for one of `client`; under the lock.
+    def add(self, address: str, client: str) -> None:
+        """Count a connection of an address in; under the lock.  `client`: its client_key()."""
+        self.live += 1
+        self.by_client[client] = self.by_client.get(client, 0) + 1
+        if ":" in address:
+            self.by_address[address] = self.by_address.get(address, 0) + 1
+            self.keys[address] = client
 
-        None if no client would have more than this one, or has a connection that can end.
+    def evict_for(self, client_has: int) -> Resident | None:
+        """Return the connection that must end for one of a client; under the lock.
+
+        `client_has`: the connections of that client.  None if no client would have more than this
+        one, or has a connection that can end.
         """
         if not self.by_client:
             return None
         most = max(self.by_client.values())
-        if most <= self.by_client.get(client, 0) + 1:
+        if most <= client_has + 1:
             return None
         holder = next(key for key, held in self.by_client.items() if held == most)
         self._sort()
@@ -78,6 +93,8 @@ class _Occupancy:
         self.remove(evicted, holder)
         self.evicted.add(evicted)
         _subtract(self.by_client, holder)
+        if self.shared is not None:
+            self.shared.evict(holder)
         return evicted
 
     def _sort(self) -> None:
@@ -105,24 +122,29 @@ class Admission:
     counts (with_limits).  Threads: the listener's, and each that ends a connection.
     """
 
+    counts_here = True
+
     def __init__(
         self,
         clients: AllowedClients,
         total: int,
         per_client: int,
         refuse_arrival: RefuseArrival = refuse_nobody,
+        shared: SharedConnections | None = None,
         occupancy: _Occupancy | None = None,
     ) -> None:
         """Admit `total` connections of `clients`, `per_client` for each address.
 
-        `refuse_arrival` counts each of them and may refuse it.  `occupancy`: the counts to go on
-        with, for with_limits().
+        If that is `total` or more, as it is by default on loopback, it is no limit of its own.
+        `refuse_arrival` counts each of them and may refuse it.  `shared` counts those of all
+        worker processes; None if there is one process.  `occupancy`: the counts to go on with, for
+        with_limits().
         """
         self._clients = clients
         self._total = total
         self._per_client = per_client
         self._refuse_arrival = refuse_arrival
-        self._occupancy = occupancy or _Occupancy()
+        self._occupancy = occupancy or _Occupancy(shared)
         self.residents = self._occupancy.residents
         """Where a connection that has entered adds itself, so that it can end for another one."""
 
@@ -131,7 +153,8 @@ class Admission:
 
         A connection that entered by one of the two may leave by the other.
         """
-        return Admission(clients, total, per_client, self._refuse_arrival, self._occupancy)
+        refuse, occupancy = self._refuse_arrival, self._occupancy
+        return Admission(clients, total, per_client, refuse, occupancy=occupancy)
 
     def enter(self, client: str) -> str:
         """Count a connection in and return "", or return why it is refused.
@@ -149,23 +172,54 @@ class Admission:
         key = occupancy.keys.get(client) or client_key(client) if is_ipv6 else client
         with occupancy.lock:
             of_address = occupancy.by_address if is_ipv6 else occupancy.by_client
-            if of_address.get(client, 0) >= self._per_client:
+            if self._per_client < self._total and of_address.get(client, 0) >= self._per_client:
                 return "client limit"
             excess = occupancy.live - self._total
-            if excess >= 0 and excess >= len(occupancy.evicted):
+            is_full = excess >= 0 and excess >= len(occupancy.evicted)
+            if occupancy.shared is not None:
+                refusal, evicted = self._enter_shared(occupancy.shared, client, key, is_full)
+                if refusal:
+                    return refusal
+            elif is_full:
                 if len(occupancy.evicted) * EVICTED_SHARE < self._total:
-                    evicted = occupancy.evict_for(key)
+                    evicted = occupancy.evict_for(occupancy.by_client.get(key, 0))
                 if evicted is None:
                     return "connection limit"
-            occupancy.live += 1
             occupancy.entered += 1
-            occupancy.by_client[key] = occupancy.by_client.get(key, 0) + 1
-            if is_ipv6:
-                of_address[client] = of_address.get(client, 0) + 1
-                occupancy.keys[client] = key
+            occupancy.add(client, key)
         if evicted is not None:
             evicted.evict()
         return ""
+
+    def take_over(self, client: str) -> None:
+        """Count a connection in that another worker process had admitted, and counts no more.
+
+        No limit refuses it, and it does not count as entered.  It ends with leave().
+        """
+        occupancy, key = self._occupancy, client_key(client)
+        with occupancy.lock:
+            occupancy.add(client, key)
+            if occupancy.shared is not None:
+                occupancy.shared.enter(client, key)
+
+    def _enter_shared(
+        self, shared: SharedConnections, address: str, client: str, is_full: bool
+    ) -> tuple[str, Resident | None]:
+        """Count a connection in for all worker processes; under the lock.
+
+        Returns why it is refused, "" if it is not, and which connection must end for it.
+        `is_full`: this process alone has all connections.
+        """
+        held, evicted = shared.enter(address, client), None
+        is_beyond = held.of_address > self._per_client < self._total
+        refusal = "client limit" if is_beyond else ""
+        if not refusal and (is_full or held.total > self._total):
+            if shared.evicted * EVICTED_SHARE < self._total:
+                evicted = self._occupancy.evict_for(held.of_client - 1)
+            refusal = "" if evicted is not None else "connection limit"
+        if refusal:
+            shared.leave(address, client)
+        return refusal, evicted
 
     def decided_by(self, refusal: str, client: str) -> str:
         """Return what has decided a refusal of enter(): a key of the configuration."""
@@ -186,6 +240,7 @@ class Admission:
     def leave(self, client: str, resident: Resident | None = None) -> None:
         """Count a connection out that enter() has counted in."""
         occupancy, key = self._occupancy, client
+        shared = occupancy.shared
         with occupancy.lock:
             occupancy.live -= 1
             if ":" in client:
@@ -195,7 +250,11 @@ class Admission:
                     del occupancy.keys[client]
             if resident in occupancy.evicted:
                 occupancy.evicted.remove(resident)
+                if shared is not None:
+                    shared.leave_evicted(client)
                 return
+            if shared is not None:
+                shared.leave(client, key)
             if resident is not None:
                 occupancy.remove(resident, key)
             left = occupancy.by_client[key] - 1

@@ -5,22 +5,24 @@ from __future__ import annotations
 import binascii
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Events, Steps
-from netproxy.interfaces.fairness import client_key
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
-    from netproxy.access.external.checks import Outcome
+    from netproxy.access.checks.known_users import KnownUsers
+    from netproxy.access.checks.passwords import PasswordChecks
+    from netproxy.access.checks.queue import Outcome
     from netproxy.access.external.logins import ExternalLogins
-    from netproxy.access.users import Users
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
 
 ANSWER_SECONDS = 10.0
 """To send a refusal that was delayed."""
+GUESS_SECONDS = 1.0
+"""A client that tries two passwords of a user at a time may log in again after so long."""
 
 
 class Credentials(NamedTuple):
@@ -43,10 +45,24 @@ class LoginCalls(NamedTuple):
     """Before the check; may raise LoginPenalised instead of it."""
     absent: Callable[[Outcome], None]
     """With the outcome of a check that was under way when the login ended early."""
+    guess: Callable[[], None]
+    """For a login that is not checked because it is a guess; raises LoginPenalised."""
+
+
+class LoginChecks(Protocol):
+    """Checks logins that wait without a thread."""
+
+    def authenticate(
+        self, credentials: Credentials, stream: Stream, calls: LoginCalls
+    ) -> Steps[object]:
+        """Return the stamp of a login, None if it is wrong.
+
+        Raises LoginUnavailable, LoginPenalised, ClientLeft.
+        """
 
 
 class LoginObserver(Protocol):
-    """Is told which logins fail.  Thread: any."""
+    """Counts and records the logins that fail.  Thread: any."""
 
     def refused(self, client: str, user: str) -> None:
         """Note a login with a wrong user name or password; `client` is an address."""
@@ -66,21 +82,23 @@ class Login:
 
     def __init__(
         self,
-        users: Users,
+        users: KnownUsers,
         mode: str,
         observer: LoginObserver | None = None,
         back_off: BackOff | None = None,
         listener: str = "",
         external: ExternalLogins | None = None,
+        passwords: PasswordChecks | None = None,
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
         `back_off` delays refusals and has the penalties; None for neither.  `external` checks
-        unknown users; None refuses them.
+        unknown users; None refuses them.  `passwords` checks hashed passwords; None: the thread
+        of the connection checks them.
         """
         self._back_off = back_off
         self._listener = listener
-        self._external = external
+        self._external, self._passwords = external, passwords
         self._users = users
         self._observer = observer
         self.required = mode == "required"
@@ -96,29 +114,37 @@ class Login:
         Raises LoginUnavailable, LoginPenalised, and ClientLeft if the client of `stream` does
         not wait for the result.
         """
+        if self._back_off is not None:
+            self._back_off.catch_up()
         self.check_penalty(name, password, client)
         text = name.decode("utf-8", "replace")
         # Before the check: a password that a reload changes meanwhile is not valid any more.
         stamp = self.stamp(text)
+        checks: LoginChecks | None = self._passwords
         if stamp is None and self._external is not None:
-            credentials = Credentials(text, password, client.host, self._listener)
-            again = partial(self.check_penalty, name, password, client)
-            calls = LoginCalls(again, partial(self._note_absent, credentials))
-            return (yield from self._ask(self._external, credentials, stream, calls))
-        if self._users.recall(text, password):
+            checks = self._external
+        elif self._users.recall(text, password):
             # Without a thread: checks that take one do not delay a login that is remembered.
             self._note_success(client.host)
             return text, stamp
+        if checks is not None:
+            credentials = Credentials(text, password, client.host, self._listener)
+            return (yield from self._ask(checks, credentials, stream))
         user: str | None = yield Blocking(partial(self.check, name, password, client))
         return None if user is None else (user, stamp)
 
     def _ask(
-        self, external: ExternalLogins, credentials: Credentials, stream: Stream, calls: LoginCalls
+        self, checks: LoginChecks, credentials: Credentials, stream: Stream
     ) -> Steps[tuple[str, object] | None]:
-        """Have an unknown user checked; as authenticate()."""
+        """Have a login checked while it waits; as authenticate()."""
         user, client = credentials.user, credentials.client
+        calls = LoginCalls(
+            partial(self.check_penalty, user.encode(), credentials.password, Address(client, 0)),
+            partial(self._note_absent, credentials),
+            partial(self._refuse_guess, credentials),
+        )
         try:
-            stamp = yield from external.authenticate(credentials, stream, calls)
+            stamp = yield from checks.authenticate(credentials, stream, calls)
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client, user, str(error))
@@ -129,6 +155,17 @@ class Login:
         if self._observer is not None:
             self._observer.refused(client, user)
         return None
+
+    def _refuse_guess(self, credentials: Credentials) -> None:
+        """Count and record a guess that is not checked; raise LoginPenalised."""
+        seconds = GUESS_SECONDS
+        if self._back_off is not None:
+            now = time.monotonic()
+            self._back_off.next_delay(credentials.client, now)
+            seconds = max(seconds, self._back_off.penalty(credentials.client, now))
+        if self._observer is not None:
+            self._observer.penalised(credentials.client, credentials.user)
+        raise LoginPenalised(seconds)
 
     def _note_absent(self, credentials: Credentials, outcome: Outcome) -> None:
         """Count and record a failed check whose client left before its end.
@@ -149,13 +186,11 @@ class Login:
         """Return the user's name if the password is right, else None.
 
         Takes some 50 ms if passwords are hashed, longer if other checks are running.
-        Raises LoginUnavailable if there is no memory for the check, and as check_penalty() if a
-        penalty has begun before its turn came.
+        Raises LoginUnavailable if there is no memory for the check.
         """
         text = name.decode("utf-8", "replace")
         try:
-            again = partial(self.check_penalty, name, password, client)
-            user = self._users.check(name, password, again, client_key(client.host))
+            user = self._users.check(name, password)
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
@@ -201,7 +236,7 @@ class Login:
     def follow(self, newer: Login) -> None:
         """Check as the login of a new configuration does."""
         self._users, self._external = newer._users, newer._external
-        self._observer = newer._observer
+        self._passwords, self._observer = newer._passwords, newer._observer
         self.required, self.offered = newer.required, newer.offered
 
     def delay_refusal(self, stream: Stream, client: Address) -> Steps[None]:

@@ -8,12 +8,11 @@ Datagrams to known targets never ask.  Thread: any; commit() is called by the ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
-
 from netproxy.interfaces.fairness import client_key
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, decided_by
 from netproxy.interfaces.services import Refusal
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 if TYPE_CHECKING:
     from weakref import WeakSet
@@ -77,9 +76,10 @@ class Permission:
         """Return why the client of a flow gets nothing new, "" if it does."""
         client = flow.client.host
         if self._removed or not self._clients.everybody:
-            if refusal := self._client_refusal(client):
+            if refusal := self._address_refusal(client):
                 return refusal
-        if refusal := self._standing.refusal(flow.user, client_key(client)):
+        standing = self._standing
+        if standing.restricts and (refusal := standing.refusal(flow.user, client_key(client))):
             return refusal
         login, user = self.login, flow.user
         if not user:
@@ -100,8 +100,10 @@ class Permission:
         if refusal := self.refusal(flow):
             decided = self._decided_by(refusal, flow.client.host, flow.user)
             refused = flow.refusal("requests_refused", refusal, decided)
-            self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
-            raise DialError(Reason.DENIED, said=refusal)
+            if asked is not None:
+                refused = refused._replace(asked=asked())
+            error = DialError(Reason.DENIED, said=refusal)
+            raise error.recorded_as(self._counter.refuse(refused))
 
     def refuses(self, flow: Flow, datagrams: int) -> bool:
         """Return whether a new flow is refused; count and record its datagrams then."""
@@ -117,15 +119,16 @@ class Permission:
         if refusal := self._client_refusal(client):
             decided = self._decided_by(refusal, client)
             refused = Refusal("requests_refused", refusal, self.listener, client, "", decided)
-            self._counter.refuse(refused)
-            raise DialError(Reason.DENIED, said=refusal)
+            error = DialError(Reason.DENIED, said=refusal)
+            raise error.recorded_as(self._counter.refuse(refused))
 
     def _client_refusal(self, client: str) -> str:
+        return self._address_refusal(client) or self._standing.refusal("", client_key(client))
+
+    def _address_refusal(self, client: str) -> str:
         if self._removed:
             return LISTENER_REMOVED
-        if self._clients.refused_by(client):
-            return CLIENT_NOT_ALLOWED
-        return self._standing.refusal("", client_key(client))
+        return CLIENT_NOT_ALLOWED if self._clients.refused_by(client) else ""
 
     def _decided_by(self, refusal: str, client: str, user: str = "") -> str:
         """Return the key of the configuration that has decided a refusal."""

@@ -7,13 +7,12 @@ datagrams, kept HTTP connections.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol
-
 from netproxy.access.permission import PASSWORD_CHANGED, USER_REMOVED
+from netproxy.typed import TYPE_CHECKING, Iterable, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from netproxy.access.external.logins import ExternalLogins
-    from netproxy.access.users import Users
+    from netproxy.access.checks.known_users import KnownUsers
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import LiveFlow
 
@@ -37,7 +36,7 @@ class Removed(NamedTuple):
 
 
 def end_removed(
-    users: Users,
+    users: KnownUsers,
     flows: Iterable[LiveFlow],
     connections: Iterable[ClientConnection],
     external: ExternalLogins | None = None,
@@ -60,7 +59,7 @@ def end_removed(
     return Removed(ended, closed)
 
 
-def _removal(users: Users, user: str, stamp: object, external: ExternalLogins | None) -> str:
+def _removal(users: KnownUsers, user: str, stamp: object, external: ExternalLogins | None) -> str:
     """Return why a login is not valid any more, "" if it is; `user` is "" for none."""
     if not user or (running := users.stamp(user)) == stamp:
         return ""

@@ -6,9 +6,8 @@ bind of its upstream comes before both.  Immutable; any thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping
-
 from netproxy.interfaces.flows import FlowSource
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

@@ -9,18 +9,18 @@ used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and th
 until the process ends, but _hashlib itself is imported again at the next check.
 
 All checks together use at most MEMORY_LIMIT bytes.  A check for which too little memory is left
-waits until others end; waiting clients take turns.
+waits until others end.
 """
 
 from __future__ import annotations
 
 import binascii
 import os
-from typing import Callable, Mapping, NamedTuple
 
-from netproxy.access.memory_share import MemoryShare
+from netproxy.access.checks.memory_share import MemoryShare
 from netproxy.errors import LoginUnavailable
 from netproxy.interfaces.listeners import HASH_PREFIX
+from netproxy.typed import Callable, Mapping, NamedTuple
 
 COST, BLOCK, PARALLEL = 16384, 8, 1
 """scrypt's N, r and p for interactive logins: 16 MiB and some 50 ms."""
@@ -40,6 +40,11 @@ HIGHEST_COST = COST_LIMIT // BLOCK
 _INVALID = "not a hash made by 'netproxyctl hash-password'"
 
 
+Announce = Callable[[str, bytes, bytes], None]
+"""Tells of a right login: the user, the key of the digest and the digest of the password, b"" for
+a password in plain text."""
+
+
 class _Hash(NamedTuple):
     """A parsed scrypt hash."""
 
@@ -51,10 +56,6 @@ class _Hash(NamedTuple):
 
 
 _DEFAULT_DECOY = _Hash(COST, BLOCK, PARALLEL, b"", b"")
-
-
-def _begin() -> None:
-    """Begin a check whenever its turn has come."""
 
 
 class Users:
@@ -81,9 +82,16 @@ class Users:
         self._seen_plain: set[str] = set()
         """Users who have logged in with a password in plain text."""
         self._key = os.urandom(32)
+        self.announce: Announce | None = None
+        """Tells other processes of a first right login; None if there are none."""
 
     def __len__(self) -> int:
         return len(self._plain) + len(self._hashed)
+
+    @property
+    def are_hashed(self) -> bool:
+        """True if any password is hashed: every check takes time then."""
+        return bool(self._hashed)
 
     def stamp(self, user: str) -> object:
         """Return a number that depends on a user's password, None for an unknown user.
@@ -93,20 +101,16 @@ class Users:
         password = self._hashed.get(user) or self._plain.get(user)
         return None if password is None else hash(password)
 
-    def check(
-        self, name: bytes, password: bytes, begin: Callable[[], None] = _begin, client: str = ""
-    ) -> str | None:
+    def check(self, name: bytes, password: bytes) -> str | None:
         """Return the user's name if the password is right, else None.
 
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
-        `begin` is called when its turn has come, and may raise an error instead of the check.
-        `client` is a key: those who wait have their turns by client.
         Raises LoginUnavailable if there is no memory for the check.
         """
         user = name.decode("utf-8", "replace")
         try:
             # If any user has a hash, every check computes one: the time must not tell who has none.
-            right = self._check_hash(user, password, begin, client) if self._hashed else False
+            right = self._check_hash(user, password) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
@@ -115,6 +119,8 @@ class Users:
             expected = self._plain.get(user, b"")
             right = hmac.compare_digest(expected, password) and user in self._plain
             if right:
+                if self.announce is not None and user not in self._seen_plain:
+                    self.announce(user, self._key, b"")
                 self._seen_plain.add(user)
         return user if right else None
 
@@ -126,7 +132,7 @@ class Users:
 
         if user in self._seen_plain:
             return hmac.compare_digest(self._plain[user], password)
-        return hmac.compare_digest(self._seen[user], self._digest(password))
+        return hmac.compare_digest(self._seen[user], self._digest(user, password))
 
     def take_over(self, earlier: Users) -> None:
         """Remember what another object does of users whose password is the same here.
@@ -145,28 +151,43 @@ class Users:
             if self._plain.get(user) == earlier._plain[user]
         }
 
-    def _digest(self, password: bytes) -> bytes:
+    def _digest(self, user: str, password: bytes) -> bytes:
+        """Return the keyed digest of a password and of the hash that it was checked against.
+
+        Without the hash, a process that still has another configuration could tell of a password
+        that is not valid any more.
+        """
         from _hashlib import hmac_digest  # late: as in check()
 
-        return hmac_digest(self._key, password, "sha256")
+        hashed = self._hashed.get(user, self._decoy)
+        return hmac_digest(self._key, hashed.salt + hashed.digest + password, "sha256")
 
-    def _check_hash(
-        self, user: str, password: bytes, begin: Callable[[], None], client: str
-    ) -> bool:
-        seen = self._digest(password)  # before hmac, which then uses OpenSSL as well
+    def _check_hash(self, user: str, password: bytes) -> bool:
+        seen = self._digest(user, password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
         # Without the lock: a known user does not wait behind clients that guess passwords.
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
         expected = self._hashed.get(user, self._decoy)
-        with self._memory.of(_needed_memory(expected), client):
-            begin()
+        with self._memory.of(_needed_memory(expected)):
             digest = _scrypt(password, expected)
         right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
         if right:
             self._seen[user] = seen
+            if self.announce is not None:
+                self.announce(user, self._key, seen)
         return right
+
+    def learn(self, user: str, key: bytes, seen: bytes) -> None:
+        """Remember a login that was right in another process, which announce() has told of.
+
+        A process that was started later has another key, and has to check for itself.
+        """
+        if not seen and user in self._plain:
+            self._seen_plain.add(user)
+        elif key == self._key and user in self._hashed:
+            self._seen[user] = seen
 
 
 def hash_password(password: str, cost: int = COST) -> str:

@@ -1,7 +1,8 @@
 """The commands of the control socket.
 
 Each method answers one command of netproxyctl, on the thread of the client that asks.  What
-only the main thread may do is handed to it by a signal to this process.
+only the main thread may do is handed to it by a signal to this process.  With workers, the
+parent has the same commands, except that admin.workers answers those about flows.
 """
 
 from __future__ import annotations
@@ -9,28 +10,22 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
 
-from netproxy.admin.control_client import ActAfterAnswer
-from netproxy.admin.control_socket import CommandError
+from netproxy.admin.control.client import ActAfterAnswer, CommandError
 from netproxy.interfaces.services import DaemonState
-from netproxy.observe.log import LEVELS
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.admin.accounts import AccountCommands
-    from netproxy.admin.control_client import Command, CommandRequest
-    from netproxy.admin.control_socket import ReloadRequests
-    from netproxy.admin.stats import Stats
-    from netproxy.admin.view import DaemonView
-    from netproxy.interfaces.answers import FlowRow, JsonObject, StatusAnswer, TrafficAnswer
-    from netproxy.interfaces.answers import UpstreamRow, VerdictRow
-    from netproxy.interfaces.flows import LiveFlow
-    from netproxy.observe.log import Log
+    from netproxy.admin.control.client import Command, CommandRequest
+    from netproxy.admin.control.server import ReloadRequests
+    from netproxy.admin.stats.stats import Stats
+    from netproxy.admin.view import AccountsView
+    from netproxy.interfaces.answers import ClientsAnswer, JsonObject, KnownAnswer
+    from netproxy.interfaces.answers import StatusAnswer
+    from netproxy.interfaces.answers import TrafficAnswer, UpstreamRow, UsersAnswer
 
-FILTERS = ("user", "client", "listener", "upstream", "target")
-"""Keys of a request that select flows by a value; "ids" selects them by number."""
-
-ACCOUNT_COMMANDS = ("users", "clients", "limit", "ban", "unban")
+ACCOUNT_COMMANDS = ("limit", "ban", "unban")
 """The commands of admin.accounts."""
 
 
@@ -42,50 +37,60 @@ class StatsSource(Protocol):
         """The statistics."""
 
 
-class Commands:
-    """Answers requests."""
+def all_commands(
+    flows: Mapping[str, Command],
+    accounts: Callable[[], AccountCommands],
+    state: AccountsView,
+    source: StatsSource,
+    reloads: ReloadRequests,
+) -> Mapping[str, Command]:
+    """Return the commands of the control socket by name.
 
-    def __init__(
-        self, daemon: DaemonView, source: StatsSource, reloads: ReloadRequests, log: Log
-    ) -> None:
-        self._daemon = daemon
-        self._source = source
-        self._reloads = reloads
-        self._log = log
-        # Guards _accounts, which is made when it is first needed.
+    `flows` are those of FlowCommands, `accounts` makes those about limits and bans.
+    """
+    return {
+        **StatsCommands(source).table(),
+        **flows,
+        **AccountsOnDemand(accounts).table(),
+        **ServiceCommands(state, source, reloads).table(),
+    }
+
+
+class AccountsOnDemand:
+    """The commands about limits and bans, made when they are first needed."""
+
+    def __init__(self, make: Callable[[], AccountCommands]) -> None:
+        self._make = make
+        # Guards _commands.
         self._lock = threading.Lock()
-        self._accounts: AccountCommands | None = None
+        self._commands: AccountCommands | None = None
+
+    def table(self) -> Mapping[str, Command]:
+        """Return the commands by name."""
+        return dict.fromkeys(ACCOUNT_COMMANDS, self._answer)
+
+    def _answer(self, request: CommandRequest) -> object:
+        with self._lock:
+            if self._commands is None:
+                self._commands = self._make()
+        return self._commands.table()[str(request["command"])](request)
+
+
+class StatsCommands:
+    """Answers with statistics."""
+
+    def __init__(self, source: StatsSource) -> None:
+        self._source = source
 
     def table(self) -> Mapping[str, Command]:
         """Return the commands by name."""
         return {
             "status": self.status,
             "upstreams": self.upstreams,
-            "tunnels": self.tunnels,
-            "connections": self.connections,
-            "sessions": self.sessions,
-            "flows": self.flows,
             "traffic": self.traffic,
-            "explain": self.explain,
-            "verdicts": self.verdicts,
-            "kill": self.kill,
-            "log": self.set_level,
-            "reload": self.reload,
-            "drain": self.drain,
-            **{name: self._about_accounts for name in ACCOUNT_COMMANDS},
+            "users": self.users,
+            "clients": self.clients,
         }
-
-    def _about_accounts(self, request: CommandRequest) -> object:
-        """Answer a command about users and clients."""
-        # Imported late: few daemons are ever asked.
-        from netproxy.admin.accounts import AccountCommands
-
-        with self._lock:
-            if self._accounts is None:
-                self._accounts = AccountCommands(self._daemon, self._log)
-        return self._accounts.table()[str(request["command"])](request)
-
-    # -- looking
 
     def status(self, request: CommandRequest) -> StatusAnswer:
         """Return the state, listeners and counters."""
@@ -93,66 +98,46 @@ class Commands:
 
     def upstreams(self, request: CommandRequest) -> Sequence[UpstreamRow]:
         """Return the upstreams with their statistics."""
-        return self._daemon.upstreams()
-
-    def tunnels(self, request: CommandRequest) -> Mapping[str, object]:
-        """Return a TunnelsAnswer."""
-        return self._daemon.tunnels()
-
-    def connections(self, request: CommandRequest) -> list[FlowRow]:
-        """Return the TCP flows that pass the filters."""
-        return self._source.stats.flows(FlowFilter(request, "tcp").passes)
-
-    def sessions(self, request: CommandRequest) -> list[FlowRow]:
-        """Return the UDP sessions that pass the filters."""
-        return self._source.stats.flows(FlowFilter(request, "udp").passes)
-
-    def flows(self, request: CommandRequest) -> list[FlowRow]:
-        """Return the flows of both networks that pass the filters."""
-        return self._source.stats.flows(FlowFilter(request).passes)
+        return self._source.stats.upstreams()
 
     def traffic(self, request: CommandRequest) -> TrafficAnswer:
         """Return totals, and the bytes of each flow."""
         return self._source.stats.traffic()
 
-    def explain(self, request: CommandRequest) -> list[str]:
-        """Return lines that tell what would happen to the flow of the key "flow"."""
-        return list(self._daemon.explain(str(request.get("flow", ""))))
+    def users(self, request: CommandRequest) -> UsersAnswer:
+        """Return what users use and have moved."""
+        return self._source.stats.users()
 
-    def verdicts(self, request: CommandRequest) -> JsonObject | list[VerdictRow]:
-        """Return what `via: auto` has found out; with "clear", forget it."""
-        verdicts = self._daemon.verdicts
-        if request.get("clear"):
-            return {"cleared": verdicts.clear()}
-        return [
-            {"target": str(target), "upstream": upstream, "seconds": round(seconds)}
-            for target, upstream, seconds in verdicts.items()
-        ]
+    def clients(self, request: CommandRequest) -> ClientsAnswer:
+        """Return what clients use."""
+        return self._source.stats.clients()
 
-    # -- acting
 
-    def kill(self, request: CommandRequest) -> JsonObject:
-        """End the flows that pass the filters, of which there must be one."""
-        if not any(request.get(key) for key in ("ids", *FILTERS)):
-            raise CommandError("nothing to kill: give an id or a filter")
-        killed = self._daemon.flows.kill(FlowFilter(request).passes)
-        if not killed:
-            raise CommandError("no such flow")
-        return {"killed": killed}
+class ServiceCommands:
+    """Answers requests about the whole daemon.
 
-    def set_level(self, request: CommandRequest) -> JsonObject:
-        """Set the level of the log if the request has one; return the level."""
-        level = request.get("level")
-        if level is not None:
-            if not isinstance(level, str) or level not in LEVELS:
-                raise CommandError(f"unknown level (known: {', '.join(LEVELS)})")
-            self._log.level = level
-        return {"level": self._log.level}
+    The main thread reloads and drains: a signal to this process tells it.
+    """
+
+    def __init__(self, state: AccountsView, source: StatsSource, reloads: ReloadRequests) -> None:
+        self._state = state
+        self._source = source
+        self._reloads = reloads
+
+    def table(self) -> Mapping[str, Command]:
+        """Return the commands by name."""
+        return {"known": self.known, "reload": self.reload, "drain": self.drain}
+
+    def known(self, request: CommandRequest) -> KnownAnswer:
+        """Return the names of the running configuration."""
+        from netproxy.admin import listing  # late: few daemons are ever asked
+
+        return listing.known(self._state.config)
 
     def reload(self, request: CommandRequest) -> JsonObject:
         """Reload, and wait until that is done."""
-        if self._daemon.state != DaemonState.SERVING:
-            raise CommandError(f"the daemon is {self._daemon.state}")
+        if self._state.state != DaemonState.SERVING:
+            raise CommandError(f"the daemon is {self._state.state}")
         self._reloads.request()
         return {"reloaded": True}
 
@@ -162,43 +147,9 @@ class Commands:
         The answer goes first: with nothing to wait for, the daemon ends at once.  A daemon that
         drains refuses, because a second signal would stop it at once.
         """
-        if self._daemon.state == DaemonState.DRAINING:
+        if self._state.state == DaemonState.DRAINING:
             raise CommandError("the daemon is draining")
-        return ActAfterAnswer({"connections": self._daemon.live}, _signal_drain)
-
-
-class FlowFilter:
-    """The flows that a request is about."""
-
-    def __init__(self, request: CommandRequest, network: str = "") -> None:
-        """Read the filters of a request; `network` "" stands for both.
-
-        Raises CommandError if "ids" is not a list of numbers.
-        """
-        ids = request.get("ids") or ()
-        if not isinstance(ids, (list, tuple)) or not all(isinstance(item, int) for item in ids):
-            raise CommandError("ids: not a list of numbers")
-        self._network = network
-        self._ids = frozenset(ids)
-        self._values = [(key, request[key]) for key in FILTERS if request.get(key)]
-
-    def passes(self, live: LiveFlow) -> bool:
-        """Return whether a flow is among them."""
-        flow = live.flow
-        if self._network and flow.network != self._network:
-            return False
-        if self._ids and live.number not in self._ids:
-            return False
-        if not self._values:
-            return True
-        fields = {
-            "user": flow.user,
-            "client": flow.client.host,
-            "listener": flow.listener,
-            "upstream": live.dialer.name,
-            "target": flow.target.host,
-        }
-        return all(fields[key] == value for key, value in self._values)
+        return ActAfterAnswer({"connections": self._source.stats.connections()}, _signal_drain)
 
 
 def signal_reload() -> None:

@@ -1,13 +1,14 @@
-"""The schema of users and of limits: who may use a listener, and how much.
+"""The schema of users, limits and destinations: who may use a listener, how much, and for what.
 
 schema.py has everything else and explains the form.  None means that there is no limit.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from netproxy.config.routing_schema import UpstreamConfig
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.interfaces.routing import Bind
+from netproxy.typed import NamedTuple
 
 
 class NetworkList(NamedTuple):
@@ -24,6 +25,17 @@ class ClientsConfig(NamedTuple):
     """Empty for all."""
     deny: NetworkList = NetworkList()
     """Those of `allow` that may not connect."""
+
+
+class SocketFileConfig(NamedTuple):
+    """Who may connect to a UNIX socket."""
+
+    mode: int = 0o660
+    """The permissions of its file."""
+    owner: int = -1
+    """The user's number; -1: that of the daemon."""
+    group: int = -1
+    """The group's number; -1: that of the daemon."""
 
 
 class LimitsConfig(NamedTuple):
@@ -123,3 +135,13 @@ class PenaltyConfig(NamedTuple):
     """Seconds of the first penalty (`for`); each further one is twice as long."""
     longest: float = 600.0
     """Seconds."""
+
+
+class DestinationsConfig(NamedTuple):
+    """The targets that clients may reach: names in access.destinations.RANGES, or networks."""
+
+    deny: tuple[str, ...] | None
+    """None: the default of each listener."""
+    allow: tuple[str, ...]
+    """Exceptions from deny."""
+    place: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from netproxy.interfaces.routing import WEEK_MINUTES
+from netproxy.interfaces.flows import WEEK_MINUTES
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """In the order of struct_time.tm_wday."""

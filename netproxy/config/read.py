@@ -7,16 +7,19 @@ writes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
 
+from netproxy.config.admin import parse_control, read_metrics, read_metrics_users, read_pac
+from netproxy.config.remote_lists import ListReader
 from netproxy.config.sections.listeners import ListenerReader
 from netproxy.config.tree.node import MapReader, Node
 from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     AuthConfig,
     Config,
+    ListenerConfig,
     LogConfig,
-    MetricsConfig,
+    PacConfig,
     PenaltyConfig,
     Place,
     TimeoutsConfig,
@@ -25,19 +28,17 @@ from netproxy.config.schema import (
     UserConfig,
 )
 from netproxy.config.sections.upstreams import UpstreamReader
-from netproxy.config.url import parse_listen
-from netproxy.errors import ConfigError
-from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.flows import TUNNEL_AGENT
-from netproxy.interfaces.networks import is_loopback
+from netproxy.interfaces.services import NO_ACCESS_FILE, AccessFileName
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from netproxy.config.sections.tunnels import TunnelReader
+    from netproxy.config.sections.tunnel.tunnels import TunnelReader
 
-SOCKET_PATH_LIMIT = 107
-"""Bytes of a path: sockaddr_un holds 108, with the NUL at the end."""
-TOKEN_FLOOR = 16
-"""Characters of a metrics token: requests may guess without limit."""
+WORKERS_LIMIT = 64
+"""Processes: each opens all listeners, and has a table of 1.3 MiB in the ledger."""
+ACCESS_FORMATS = ("text", "json", "clf", "squid")
+"""The values of log.access_format."""
 
 
 def read_config(root: Node, problems: Problems) -> Config:
@@ -48,8 +49,7 @@ def read_config(root: Node, problems: Problems) -> Config:
 
 def check(config: Config, problems: Problems) -> Config:
     """Return the same configuration.  Raises ConfigError with all errors, one a line."""
-    if problems.errors:
-        raise ConfigError.joined(problems.errors)
+    problems.check()
     return config
 
 
@@ -70,15 +70,17 @@ class _ConfigReader:
         timeouts = _timeouts(top.mapping("timeouts"))
         auth = self._auth(top, timeouts) if top.has("auth") else AuthConfig()
         has_logins = bool(users) or has_file or auth.place != ""
-        listeners = ListenerReader(upstreams, has_logins, self._problems).read(
-            top.items("listeners")
-        )
+        reader = ListenerReader(upstreams, has_logins, self._problems)
+        listeners = reader.read(top.items("listeners"))
+        self._listeners_are_known = reader.are_all_known
         if tunnels is None and any(listener.protocol == "tunnel" for listener in listeners):
             # Reports that the bridge is missing.
             tunnels = self._tunnels(top)
-        bridge = tunnels.read_listener(listeners) if tunnels else None
+        listeners = tunnels.with_listeners(listeners) if tunnels else listeners
+        if any(listener.routes for listener in listeners):
+            self._check_routes(listeners)
         config = Config(
-            listeners=listeners + ((bridge,) if bridge else ()),
+            listeners=listeners,
             upstreams=named,
             tunnel=tunnels.read(upstreams) if tunnels else TunnelConfig(),
             default=upstreams.read(default, "default") if default else UpstreamConfig(),
@@ -92,23 +94,34 @@ class _ConfigReader:
             auth=auth,
             timeouts=timeouts,
             log=_log(top.mapping("log")),
+            workers=top.read("workers", _workers, 1),
             batching=_batching(top.mapping("udp")),
             splice=_splice(top.mapping("tcp")),
-            control=top.read("control", _control, ""),
-            metrics=_metrics(top),
+            control=top.read("control", parse_control, ""),
+            metrics=read_metrics(top),
+            pac=read_pac(top.mapping("pac"), listeners, reader.are_all_known)
+            if top.has("pac")
+            else PacConfig(),
         )
-        config = config._replace(metrics_users=_metrics_users(top, config.metrics))
-        config = self._with_dns(top, config, upstreams)
-        config = self._with_rules(top, config, upstreams)
+        config = config._replace(metrics_users=read_metrics_users(top, config.metrics))
+        lists = _lists(config, self._problems)
+        config = self._with_dns(top, config, upstreams, lists)
+        config = self._with_rules(top, config, upstreams, lists)
+        config = config._replace(lists=lists.lists, lists_folder=lists.folder)
         top.finish()
         return config._replace(warnings=tuple(self._problems.warnings))
 
     # -- sections that many configurations lack: the late import of a module saves 0.1 MiB
 
     def _tunnels(self, top: MapReader) -> TunnelReader:
-        from netproxy.config.sections.tunnels import TunnelReader
+        from netproxy.config.sections.tunnel.tunnels import TunnelReader
 
         return TunnelReader(top.mapping("tunnel"), self._problems)
+
+    def _check_routes(self, listeners: tuple[ListenerConfig, ...]) -> None:
+        from netproxy.config.sections.listener.routes import check_routes
+
+        check_routes(listeners, self._listeners_are_known, self._problems)
 
     def _users(self, top: MapReader, upstreams: UpstreamReader) -> dict[str, UserConfig]:
         from netproxy.config.sections.users import read_users
@@ -136,23 +149,28 @@ class _ConfigReader:
 
         return read_auth(top.mapping("auth"), timeouts)
 
-    def _with_dns(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
+    def _with_dns(
+        self, top: MapReader, config: Config, upstreams: UpstreamReader, lists: ListReader
+    ) -> Config:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]
         if not listeners and not top.has("dns"):
             return config
         from netproxy.config.sections.dns import DnsReader
 
-        reader = DnsReader(upstreams, self._problems)
+        reader = DnsReader(upstreams, lists, self._problems)
         return config._replace(dns=reader.read(top.mapping("dns"), listeners))
 
-    def _with_rules(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
+    def _with_rules(
+        self, top: MapReader, config: Config, upstreams: UpstreamReader, lists: ListReader
+    ) -> Config:
         if not (top.has("rules") or top.has("auto") or top.has("destinations")):
             return config
         from netproxy.config.sections.rules import RuleReader, read_auto, read_destinations
 
         names = frozenset({TUNNEL_AGENT} | {listener.name for listener in config.listeners})
+        known = names if self._listeners_are_known else None
         users = None if config.auth.is_set else config.users
-        reader = RuleReader(upstreams, names, users, self._problems)
+        reader = RuleReader(upstreams, known, users, lists, self._problems)
         config = config._replace(rules=reader.read(top.items("rules")))
         if top.has("auto"):
             config = config._replace(auto=read_auto(top.mapping("auto")))
@@ -163,6 +181,12 @@ class _ConfigReader:
 
 
 # -- small sections
+
+
+def _lists(config: Config, problems: Problems) -> ListReader:
+    """Return the reader of lists; their copies are in the folder that the usage is kept in."""
+    folder = config.state or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return ListReader(folder, problems)
 
 
 def _timeouts(section: MapReader) -> TimeoutsConfig:
@@ -179,14 +203,38 @@ def _timeouts(section: MapReader) -> TimeoutsConfig:
 
 
 def _log(section: MapReader) -> LogConfig:
+    """Read the section."""
     log = LogConfig(
         section.choice("level", ("debug", "info", "warning", "error"), "info"),
         section.choice("format", ("text", "json"), "text"),
         section.flag("access", True),
         section.whole("queue", LogConfig().queue),
     )
+    log = log._replace(file=_access_file(section, log))
     section.finish()
     return log
+
+
+def _access_file(section: MapReader, log: LogConfig) -> AccessFileName:
+    form = section.choice("access_format", ACCESS_FORMATS, log.format)
+    if not section.has("file"):
+        if section.has("access_format"):
+            section.add_error("access_format", "has no file: set log.file (such as /dev/stdout)")
+        return NO_ACCESS_FILE
+    path = section.path_of("file")
+    if not path:
+        section.add_error("file", "is empty")
+    elif not log.access:
+        section.add_error("file", "gets nothing, because log.access is false")
+    return AccessFileName(path, form, Place(section.place_of("file")))
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_LIMIT)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= WORKERS_LIMIT):
+        raise ValueError(f"'{text}' is not a number of processes (1 to {WORKERS_LIMIT}, or auto)")
+    return int(text)
 
 
 def _batching(section: MapReader) -> str:
@@ -199,55 +247,3 @@ def _splice(section: MapReader) -> bool:
     splice = section.flag("splice", True)
     section.finish()
     return splice
-
-
-def _metrics(top: MapReader) -> MetricsConfig:
-    address = top.read("metrics", _single_address, None)
-    metrics = MetricsConfig(
-        address,
-        top.secret("metrics_token", _token),
-        top.flag("status_page", False),
-        Place(top.place_of("metrics")),
-    )
-    if metrics.page and not metrics.token:
-        message = "needs a metrics_token: the page shows which client talks to which target"
-        top.add_error("status_page", message)
-    if (metrics.page or metrics.token) and address is None:
-        key = "status_page" if metrics.page else "metrics_token"
-        top.add_error(key, "has no listener: set metrics")
-    if address is not None and not is_loopback(address.host) and not metrics.token:
-        message = f"{address} can be reached from other machines: set a metrics_token"
-        top.add_error("metrics", message)
-    return metrics
-
-
-def _metrics_users(top: MapReader, metrics: MetricsConfig) -> bool:
-    names = top.flag("metrics_users", False)
-    if names and metrics.address is None:
-        top.add_error("metrics_users", "has no listener: set metrics")
-    return names
-
-
-def _control(text: str) -> str:
-    if text == "none":
-        return ""
-    scheme, _, path = text.partition(":")
-    if scheme != "unix" or not path.startswith("/") or len(path.encode()) > SOCKET_PATH_LIMIT:
-        expected = "(expected unix:/run/netproxy/control.sock or none)"
-        raise ValueError(f"'{text}' is not a control socket {expected}")
-    return path
-
-
-def _single_address(text: str) -> Address:
-    addresses = parse_listen(text)
-    if len(addresses) != 1 or isinstance(addresses[0], ActivationAddress):
-        raise ValueError("must be a single port")
-    return addresses[0]
-
-
-def _token(text: str) -> str:
-    if len(text) < TOKEN_FLOOR or not (text.isascii() and text.isprintable()) or " " in text:
-        raise ValueError(
-            f"must have at least {TOKEN_FLOOR} letters or digits (openssl rand -hex 16 makes one)"
-        )
-    return text

@@ -1,14 +1,11 @@
-"""Where flows go, as configured: upstreams (hops, groups and chains of these) and rules.
+"""Where flows go: upstreams (hops, groups, chains), rules, names, first bytes.  See schema.py."""
 
-A part of the schema, with every default.  upstreams.py, hops.py and rules.py make these objects;
-other rooms import them from netproxy.config.schema.
-"""
+from __future__ import annotations
 
-from typing import Iterator, NamedTuple
-
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.addresses import Address, UnixAddress
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.interfaces.routing import Bind
+from netproxy.typed import Iterator, NamedTuple
 
 
 class Place(str):
@@ -46,16 +43,17 @@ class UpstreamTlsConfig(NamedTuple):
 
 
 class HopConfig(NamedTuple):
-    """One step of a chain: a proxy, a tunnel agent, or the schemes direct and block."""
+    """One step of a chain: a proxy, a tunnel agent, a program, or the schemes direct and block."""
 
     scheme: str
-    """One of netproxy.config.url.HOP_SCHEMES."""
+    """One of netproxy.config.url.HOP_SCHEMES, or "command"."""
     server: Address = Address("", 0)
-    """The proxy; for a tunnel the host is the agent's name and the port is 0."""
+    """The proxy; for a tunnel the agent's name, with the port of a service or with 0."""
     user: str = ""
     password: str = ""
     udp: str = "auto"
-    """How it carries UDP: "auto" (as the scheme does), "uot" (UDP over TCP) or "none"."""
+    """How it carries UDP: "auto" (as the scheme does), "connect-udp" (with a stream for each
+    target), "uot" (UDP over TCP) or "none"."""
     timeout: float | None = None
     """Seconds for its handshake, and for the connection to a first hop; None: timeouts.connect."""
     bind: Bind | None = None
@@ -64,8 +62,16 @@ class HopConfig(NamedTuple):
     """SO_MARK of the sockets to a first hop; 0 for none."""
     keepalive: float | None = None
     """Seconds of silence before TCP keep-alive probes a first hop; 0: never; None: the default."""
+    send_proxy: str = ""
+    """The PROXY header that its connections begin with, "v1" or "v2"; "" for none."""
     tls: UpstreamTlsConfig = UpstreamTlsConfig()
     place: Place = Place()
+    command: tuple[str, ...] = ()
+    """The program and its arguments; only for the scheme "command"."""
+    processes: int = 64
+    """Programs that may run at once."""
+    direct: bool = False
+    """True if datagrams may go directly to an agent of the bridge that the proxy is."""
 
     def __repr__(self) -> str:
         return f"HopConfig({self.scheme!r}, {self.server!r}, {self.user!r})"
@@ -73,9 +79,22 @@ class HopConfig(NamedTuple):
     @property
     def url(self) -> str:
         """The hop as a URL, without user and password."""
+        if self.scheme == "command":
+            return f"command:{self.command[0]}"
         if self.scheme == "tunnel":
-            return f"tunnel://{self.server.host}"
+            port = f"/{self.server.port}" if self.server.port else ""
+            return f"tunnel://{self.server.host}{port}"
         return f"{self.scheme}://{self.server}" if self.server.host else self.scheme
+
+    @property
+    def has_server(self) -> bool:
+        """True if this machine connects to a proxy."""
+        return self.is_local or (self.server.port > 0 and self.scheme != "tunnel")
+
+    @property
+    def is_local(self) -> bool:
+        """True if the proxy is reached through a UNIX socket of this machine."""
+        return isinstance(self.server, UnixAddress)
 
     @property
     def has_tls(self) -> bool:
@@ -99,7 +118,7 @@ class HealthConfig(NamedTuple):
 class MemberConfig(NamedTuple):
     """One member of a group."""
 
-    upstream: "UpstreamConfig"
+    upstream: UpstreamConfig
     weight: int = 1
     """Its share of the flows, relative to the other members; only for the balance "weighted"."""
 
@@ -160,6 +179,10 @@ class ConditionsConfig(NamedTuple):
     listener: tuple[str, ...] = ()
     hours: tuple[tuple[range, ...], ...] = ()
     """Minutes of the week, as config.hours.parse_hours() returns them."""
+    sni: tuple[str, ...] = ()
+    """Patterns of the name in a TLS ClientHello, which a listener with `sniff` looks at."""
+    command: tuple[str, ...] = ()
+    """Some of interfaces.flows.COMMANDS."""
 
 
 class RuleConfig(NamedTuple):
@@ -193,14 +216,19 @@ class AutoConfig(NamedTuple):
     place: str = ""
 
 
-class DestinationsConfig(NamedTuple):
-    """The targets that clients may reach: names in access.destinations.RANGES, or networks."""
+SERVER_FIRST_PORTS = tuple(range(port, port + 1) for port in (21, 22, 23, 25, 110, 143, 587, 3306))
+"""FTP, SSH, TELNET, SMTP, POP3, IMAP, submission and MySQL: their servers speak first."""
 
-    deny: tuple[str, ...] | None
-    """None: the default of each listener."""
-    allow: tuple[str, ...]
-    """Exceptions from deny."""
-    place: str = ""
+
+class SniffConfig(NamedTuple):
+    """What a listener looks for in the first bytes of its connections."""
+
+    kinds: tuple[str, ...] = ()
+    """ "tls" and "http"; () for nothing."""
+    skipped: tuple[range, ...] = SERVER_FIRST_PORTS
+    """Ports of targets at whose connections nothing is looked for."""
+    by_name: bool = False
+    """True if the name that was found is dialled in place of the address."""
 
 
 def _step_text(step: HopConfig | GroupConfig) -> str:
@@ -208,3 +236,63 @@ def _step_text(step: HopConfig | GroupConfig) -> str:
         members = ", ".join(member.upstream.name or member.upstream.text for member in step.members)
         return f"{step.balance} of ({members})"
     return step.url
+
+
+class NameServerConfig(NamedTuple):
+    """One DNS server."""
+
+    scheme: str
+    """ "udp", "tcp", "tls" (RFC 7858) or "https" (RFC 8484)."""
+    server: Address
+    path: str = ""
+    """The path of the URL; only for https."""
+    upstream: UpstreamConfig | None = None
+    """None: the server is dialled directly."""
+    tls: UpstreamTlsConfig = UpstreamTlsConfig()
+    place: str = ""
+
+
+class DnsRuleConfig(NamedTuple):
+    """Names that are looked up at other servers, or blocked."""
+
+    domain: tuple[str, ...]
+    domain_file: tuple[str, ...]
+    servers: tuple[NameServerConfig, ...]
+    """() if the names are blocked."""
+    place: str = ""
+
+
+class FakeConfig(NamedTuple):
+    """The fake addresses that dns listeners answer."""
+
+    networks: tuple[IpNetwork, ...] = ()
+    """At most one of each family; () for no fake addresses."""
+    domain: tuple[str, ...] = ()
+    """Patterns of the names that have them; () for all public names."""
+    exceptions: tuple[str, ...] = ()
+    """Patterns of names that have none."""
+    place: str = ""
+
+
+class DnsConfig(NamedTuple):
+    """How names are looked up."""
+
+    servers: tuple[NameServerConfig, ...] = ()
+    """() for the system's resolver."""
+    rules: tuple[DnsRuleConfig, ...] = ()
+    cache: int = 4096
+    """Names that are cached, and as many answers of each dns listener; 0 for none."""
+    prefer: str = ""
+    """The addresses that are tried first: "ipv4", "ipv6", or "" for the order of the answer."""
+    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Names with their addresses, sorted; a name without addresses does not exist."""
+    serve_stale: float = 86400.0
+    """Seconds that a cached answer may be used after its TTL if no server answers; 0 for never."""
+    nat64: IpNetwork | None = None
+    """The prefix of the network's NAT64."""
+    find_nat64: bool = True
+    """True if the prefix is looked up when an IPv4 target has no route."""
+    remember: bool = False
+    """True if dns listeners remember which client was told which address for which name."""
+    fake: FakeConfig = FakeConfig()
+    place: str = ""

@@ -1,6 +1,6 @@
 """The configuration as the program knows it: frozen, complete and checked.
 
-Every default stands here and in the other modules of the schema (access_schema.py,
+Every default stands here and in the other modules of the schema (access_schema.py, admin_schema.py,
 routing_schema.py, tunnel_schema.py), and nowhere else; times are seconds.
 read.py makes these objects from the file.  Passwords and tokens are left out of every repr.
 
@@ -8,25 +8,34 @@ The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an
 `place` is "file:line:column", for errors that are found after the file was read.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from netproxy.config.access_schema import AuthConfig as AuthConfig
 from netproxy.config.access_schema import ClientsConfig as ClientsConfig
+from netproxy.config.access_schema import DestinationsConfig as DestinationsConfig
 from netproxy.config.access_schema import LimitsConfig as LimitsConfig
 from netproxy.config.access_schema import NetworkList as NetworkList
 from netproxy.config.access_schema import PenaltyConfig as PenaltyConfig
 from netproxy.config.access_schema import QuotaConfig as QuotaConfig
+from netproxy.config.access_schema import SocketFileConfig as SocketFileConfig
 from netproxy.config.access_schema import UserConfig as UserConfig
 from netproxy.config.access_schema import UserLimitsConfig as UserLimitsConfig
+from netproxy.config.admin_schema import MetricsConfig as MetricsConfig
+from netproxy.config.admin_schema import PacConfig as PacConfig
 from netproxy.config.routing_schema import AutoConfig as AutoConfig
 from netproxy.config.routing_schema import ConditionsConfig as ConditionsConfig
-from netproxy.config.routing_schema import DestinationsConfig as DestinationsConfig
+from netproxy.config.routing_schema import DnsConfig as DnsConfig
+from netproxy.config.routing_schema import DnsRuleConfig as DnsRuleConfig
+from netproxy.config.routing_schema import FakeConfig as FakeConfig
 from netproxy.config.routing_schema import GroupConfig as GroupConfig
 from netproxy.config.routing_schema import HealthConfig as HealthConfig
 from netproxy.config.routing_schema import HopConfig as HopConfig
 from netproxy.config.routing_schema import MemberConfig as MemberConfig
+from netproxy.config.routing_schema import NameServerConfig as NameServerConfig
 from netproxy.config.routing_schema import Place as Place
 from netproxy.config.routing_schema import RuleConfig as RuleConfig
+from netproxy.config.routing_schema import SERVER_FIRST_PORTS as SERVER_FIRST_PORTS
+from netproxy.config.routing_schema import SniffConfig as SniffConfig
 from netproxy.config.routing_schema import UpstreamConfig as UpstreamConfig
 from netproxy.config.routing_schema import UpstreamTlsConfig as UpstreamTlsConfig
 from netproxy.config.tunnel_schema import AgentConfig as AgentConfig
@@ -36,8 +45,14 @@ from netproxy.config.tunnel_schema import PortConfig as PortConfig
 from netproxy.config.tunnel_schema import ServiceConfig as ServiceConfig
 from netproxy.config.tunnel_schema import TunnelConfig as TunnelConfig
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.services import RemoteList
+from netproxy.interfaces.networks import IpNetwork, is_loopback
 from netproxy.interfaces.routing import Bind
+from netproxy.interfaces.services import NO_ACCESS_FILE, AccessFileName
+from netproxy.typed import NamedTuple
+
+TRANSPARENT = ("redirect", "tproxy")
+"""Protocols whose clients know of no proxy: rules of the kernel lead them here."""
 
 
 class UdpConfig(NamedTuple):
@@ -72,9 +87,59 @@ class AnnounceConfig(NamedTuple):
     """The address that some clients are told in SOCKS5 replies."""
 
     address: Address
-    """Port 0: the port that really listens."""
+    """Port 0: the port that really listens, or that was found.  Without a host for the address of
+    an interface, and for the public one."""
     clients: tuple[IpNetwork, ...] = ()
     """The clients that are told it; () for all."""
+    interface: str = ""
+    """Has the address; "" for a configured or the public one."""
+
+    @property
+    def is_found(self) -> bool:
+        """True if the address is found while the daemon runs."""
+        return not self.address.host
+
+    @property
+    def is_auto(self) -> bool:
+        """True if it is the public address."""
+        return self.is_found and not self.interface
+
+
+class SniRouteConfig(NamedTuple):
+    """Where an sni listener leads the connections that match.
+
+    Every condition that is given must hold, for any of its values.  Patterns are as written:
+    router.patterns parses them.
+    """
+
+    sni: tuple[str, ...] = ()
+    """Patterns of the name in a TLS ClientHello."""
+    alpn: tuple[str, ...] = ()
+    """Application protocols that a TLS ClientHello offers."""
+    host: tuple[str, ...] = ()
+    """Patterns of the host in the first HTTP request."""
+    protocol: tuple[str, ...] = ()
+    """What the first byte tells: values of handler.sps.ClientProtocol."""
+    target: Address | None = None
+    """None if `listener` is given."""
+    via: UpstreamConfig | None = None
+    """None: the rules decide, or the upstream of the sni listener."""
+    send_proxy: str = ""
+    """The PROXY header that the target gets, "v1" or "v2"; "" for none."""
+    listener: str = ""
+    """The name of the listener whose handler serves the connections; "" if `target` is given."""
+    path: str = ""
+    """The route in the file: "listeners[0].routes[2]"."""
+    place: Place = Place()
+    listener_place: Place = Place()
+    """Where `listener` is written."""
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """What clients may speak, as all conditions say; () for anything."""
+        if self.sni or self.alpn:
+            return ("tls",)
+        return ("http",) if self.host else self.protocol
 
 
 class ListenerConfig(NamedTuple):
@@ -86,11 +151,21 @@ class ListenerConfig(NamedTuple):
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
     announce: tuple[AnnounceConfig, ...] = ()
+    stun: tuple[Address, ...] = ()
+    """The servers that are asked for the public address of `announce: auto`."""
+    port_mapping: str = "off"
+    """How the router is asked to map the ports: "pcp", "nat-pmp" or "off"."""
     auth: str = "none"
     """ "required", "optional" or "none"."""
     clients: ClientsConfig = ClientsConfig()
     target: Address | None = None
     """Where all traffic goes; only for the protocols tcp and udp."""
+    routes: tuple[SniRouteConfig, ...] = ()
+    """Where connections go by their first bytes; only for the protocol sni."""
+    is_led_to: bool = False
+    """True if a route leads clients of other machines here."""
+    allow_open: bool = False
+    """True if everybody may use it, on purpose."""
     upstream: UpstreamConfig | None = None
     """None: Config.default."""
     udp: UdpConfig = UdpConfig()
@@ -98,9 +173,35 @@ class ListenerConfig(NamedTuple):
     tls: TlsConfig | None = None
     proxy_protocol: tuple[IpNetwork, ...] = ()
     """Peers whose connections must begin with a PROXY protocol header."""
+    send_proxy: str = ""
+    """The PROXY header that its target gets, "v1" or "v2"; "" for none.  Only for tcp."""
     bind: Bind | None = None
     """Where direct connections of its clients leave from; None: the system chooses."""
+    sniff: SniffConfig = SniffConfig()
+    socket_file: SocketFileConfig = SocketFileConfig()
+    """Only for UNIX sockets."""
     place: Place = Place()
+
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine can reach it, by its addresses and by routes.
+
+        Other machines' packets are led to tproxy.
+        """
+        hosts = [address.host for address in self.addresses]
+        elsewhere = self.is_led_to or self.protocol == "tproxy"
+        return not elsewhere and all(map(is_loopback, hosts))
+
+    @property
+    def is_auto(self) -> bool:
+        """True if it announces its public address to some clients."""
+        return any(announce.is_auto for announce in self.announce)
+
+    @property
+    def announced_interfaces(self) -> tuple[str, ...]:
+        """The interfaces whose addresses it announces, each once."""
+        interfaces = (announce.interface for announce in self.announce)
+        return tuple(dict.fromkeys(filter(None, interfaces)))
 
     @property
     def bound_networks(self) -> tuple[str, ...]:
@@ -112,51 +213,6 @@ class ListenerConfig(NamedTuple):
         """The networks for people: "tcp+connect-udp" for http, which has no UDP port."""
         text = "+".join(self.network)
         return text.replace("udp", "connect-udp") if self.protocol == "http" else text
-
-
-class NameServerConfig(NamedTuple):
-    """One DNS server."""
-
-    scheme: str
-    """ "udp", "tcp", "tls" (RFC 7858) or "https" (RFC 8484)."""
-    server: Address
-    path: str = ""
-    """The path of the URL; only for https."""
-    upstream: UpstreamConfig | None = None
-    """None: the server is dialled directly."""
-    tls: UpstreamTlsConfig = UpstreamTlsConfig()
-    place: str = ""
-
-
-class DnsRuleConfig(NamedTuple):
-    """Names that are looked up at other servers, or blocked."""
-
-    domain: tuple[str, ...]
-    domain_file: tuple[str, ...]
-    servers: tuple[NameServerConfig, ...]
-    """() if the names are blocked."""
-    place: str = ""
-
-
-class DnsConfig(NamedTuple):
-    """How names are looked up."""
-
-    servers: tuple[NameServerConfig, ...] = ()
-    """() for the system's resolver."""
-    rules: tuple[DnsRuleConfig, ...] = ()
-    cache: int = 4096
-    """Names that are cached, and as many answers of each dns listener; 0 for none."""
-    prefer: str = ""
-    """The addresses that are tried first: "ipv4", "ipv6", or "" for the order of the answer."""
-    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Names with their addresses, sorted; a name without addresses does not exist."""
-    serve_stale: float = 86400.0
-    """Seconds that a cached answer may be used after its TTL if no server answers; 0 for never."""
-    nat64: IpNetwork | None = None
-    """The prefix of the network's NAT64."""
-    find_nat64: bool = True
-    """True if the prefix is looked up when an IPv4 target has no route."""
-    place: str = ""
 
 
 class TimeoutsConfig(NamedTuple):
@@ -185,21 +241,8 @@ class LogConfig(NamedTuple):
     """True if every finished flow gets a record."""
     queue: int = 8192
     """Records that may wait for the reader of the log."""
-
-
-class MetricsConfig(NamedTuple):
-    """The HTTP listener for metrics."""
-
-    address: Address | None = None
-    """None for no listener."""
-    token: str = ""
-    """What a request must present; "" for nothing."""
-    page: bool = False
-    """True if there is a status page."""
-    place: Place = Place()
-
-    def __repr__(self) -> str:
-        return f"MetricsConfig({self.address!r}, page={self.page!r})"
+    file: AccessFileName = NO_ACCESS_FILE
+    """Where the records of finished flows go."""
 
 
 class Config(NamedTuple):
@@ -227,16 +270,25 @@ class Config(NamedTuple):
     """The folder of what is kept across restarts; "" for the service manager's, if there is one."""
     state_place: Place = Place()
     """Where `state` is written."""
+    workers: int = 1
+    """Processes that share the listeners."""
     batching: str = "auto"
     """ "auto", "mmsg", "trains" or "single": see net.datagram."""
     splice: bool = True
     """True if TCP bytes may pass from socket to socket within the kernel."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    lists: tuple[RemoteList, ...] = ()
+    """The lists of rules that are fetched from elsewhere."""
+    lists_folder: str = ""
+    """Where copies of such lists are; "" for nowhere."""
     log: LogConfig = LogConfig()
     tunnel: TunnelConfig = TunnelConfig()
     control: str = ""
     """The path of the control socket; "" for none."""
+    control_required: bool = True
+    """False if the daemon serves without that socket if it cannot be bound."""
     metrics: MetricsConfig = MetricsConfig()
+    pac: PacConfig = PacConfig()
     metrics_users: bool = False
     """True if metrics name users."""
     warnings: tuple[str, ...] = ()

@@ -1,10 +1,11 @@
 """The schema of reverse tunnels.  schema.py has everything else and explains the form."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from netproxy.config.access_schema import ClientsConfig, LimitsConfig
-from netproxy.config.routing_schema import UpstreamConfig, UpstreamTlsConfig
+from netproxy.config.routing_schema import Place, UpstreamConfig, UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
+from netproxy.typed import NamedTuple
 
 
 class PortConfig(NamedTuple):
@@ -34,6 +35,12 @@ class BridgeConfig(NamedTuple):
     """The bridge that this daemon is: its agents by name."""
 
     agents: dict[str, BridgeAgentConfig]
+    datagrams: bool = False
+    """True if agents may send datagrams to the UDP ports of its listeners."""
+    place: Place = Place()
+    """Of the key `datagrams`."""
+    direct: bool = False
+    """True if clients and agents may talk directly."""
 
 
 class ServiceConfig(NamedTuple):
@@ -59,6 +66,12 @@ class AgentConfig(NamedTuple):
     exit: bool = False
     """True if the bridge may ask for connections to any target."""
     services: tuple[ServiceConfig, ...] = ()
+    datagrams: bool = False
+    """True if datagrams go by UDP where the bridge offers it."""
+    place: Place = Place()
+    """Of the key `datagrams`."""
+    direct: bool = False
+    """True if clients of the bridge may send datagrams directly."""
 
     def __repr__(self) -> str:
         return f"AgentConfig({self.bridge!r}, {self.name!r})"

@@ -1,4 +1,4 @@
-"""Single values as users write them: durations, numbers, sizes, rates, networks.
+"""Single values as users write them: durations, numbers, sizes, rates, networks, ports, sockets.
 
 Pure functions.  A ValueError says what is wrong in the words of the configuration's errors.
 """
@@ -6,6 +6,8 @@ Pure functions.  A ValueError says what is wrong in the words of the configurati
 from __future__ import annotations
 
 import re
+
+from netproxy.interfaces.addresses import SOCKET_PATH_LIMIT, UNIX_PREFIX, UnixAddress
 
 LONGEST_DURATION = 3650 * 86400.0
 """Seconds.  System calls accept less than users can write."""
@@ -121,3 +123,31 @@ def parse_frequency(text: str) -> float | None:
     if not 0 < int(count) < WHOLE_LIMIT:
         raise ValueError(f"'{text}' is not above 0: write 0 for no limit")
     return int(count) / _PERIODS[unit]
+
+
+def parse_relay_port(text: str) -> str:
+    """Return "shared", "any", or a range of ports "FIRST-LAST".  Raises ValueError."""
+    if text in ("shared", "any"):
+        return text
+    first, _, last = text.partition("-")
+    if (
+        text.isascii()
+        and first.isdigit()
+        and last.isdigit()
+        and 0 < int(first) <= int(last) < 65536
+    ):
+        return text
+    raise ValueError(f"'{text}' is not shared, any or a range of ports FIRST-LAST")
+
+
+def parse_unix(text: str) -> UnixAddress:
+    """Return the address of "unix:/path", or of "unix:@name" without a file.
+
+    Raises ValueError.  The message does not repeat the text.
+    """
+    path = text.removeprefix(UNIX_PREFIX)
+    is_long = len(path.encode()) > SOCKET_PATH_LIMIT
+    if path[:1] not in ("/", "@") or len(path) < 2 or path.endswith("/") or "\0" in path or is_long:
+        limit = f"at most {SOCKET_PATH_LIMIT} bytes"
+        raise ValueError(f"what follows 'unix:' is not the path of a socket ({limit})")
+    return UnixAddress.of(path)

@@ -10,7 +10,12 @@ import re
 
 from netproxy.config.tree.node import Node
 from netproxy.config.schema import HopConfig
-from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
+from netproxy.config.units import parse_unix
+from netproxy.interfaces.addresses import UNIX_PREFIX, ActivationAddress, Address, pack_ip
+from netproxy.typed import TYPE_CHECKING, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.config.tree.problems import Problems
 
 PLAIN_SCHEMES = ("direct", "block")
 """Hops that are no proxy, written without "://"."""
@@ -21,9 +26,12 @@ PROXY_SCHEMES = (
 HOP_SCHEMES = PLAIN_SCHEMES + PROXY_SCHEMES
 PORT_LIMIT = 65535
 # Expressions as text: `re` compiles them when they are first needed, which may be never.
-_URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
+# The server is host:port or, as in nginx, unix:/path: all schemes are the same for both.
+_URL = r"([a-z][a-z0-9+.-]*)://((?:[^/?#]*@)?unix:[/@][^?#]*|[^/?#]*)/?(?:\?([^#]*))?\Z"
+_UNIX_SERVER = r"(?:(.*)@)?(unix:[/@].*)\Z"
 _ACTIVATION = r"systemd:[!-9;-~]{1,255}\Z"
 _HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})(?:-([0-9]{1,5}))?\Z"
+_SERVICE = r"tunnel://([A-Za-z0-9_-]{1,63})/([0-9]{1,5})/?\Z"
 _WORD = r"[A-Za-z0-9_.-]{1,63}\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
 AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
@@ -90,6 +98,11 @@ def parse_host_port(text: str) -> Address:
     return Address((match[1] or match[2]).lower(), int(match[3]))
 
 
+def parse_target(text: str) -> Address:
+    """Return the address of "host:port", or that of a UNIX socket.  Raises ValueError."""
+    return parse_unix(text) if text.startswith(UNIX_PREFIX) else parse_host_port(text)
+
+
 def _is_host(text: str) -> bool:
     """Return whether a text is an IPv4 address or a name."""
     return bool(pack_ip(text) or re.match(HOST_NAME, text))
@@ -113,12 +126,17 @@ def parse_announce(text: str) -> Address:
 
 
 def parse_hop(text: str) -> HopConfig:
-    """Return the hop of "direct", "block" or "scheme://[user:password@]host:port".
+    """Return the hop of "direct", "block" or "scheme://[user:password@]server".
 
-    Raises ValueError for anything else, including a query.
+    The server is host:port or unix:/path.  A tunnel is "tunnel://agent", or "tunnel://agent/port"
+    for one of the agent's services.  Raises ValueError for anything else, including a query.
     """
     if text in PLAIN_SCHEMES:
         return HopConfig(text)
+    if service := re.match(_SERVICE, text):
+        if not 0 < int(service[2]) <= PORT_LIMIT:
+            raise ValueError(f"the port of a tunnel's service must be from 1 to {PORT_LIMIT}")
+        return HopConfig("tunnel", Address(service[1], int(service[2])))
     match = re.match(_URL, text)
     if not match:
         # A word alone is no URL, and holds no password.
@@ -131,19 +149,25 @@ def parse_hop(text: str) -> HopConfig:
         raise ValueError("write what follows the '?' as keys beside the url")
     if scheme == "tunnel":
         if not re.match(AGENT_NAME, authority):
-            raise ValueError("a tunnel is written tunnel://NAME, with the name of an agent")
+            raise ValueError(
+                "a tunnel is written tunnel://NAME or tunnel://NAME/PORT, with the name of an agent"
+            )
         return HopConfig(scheme, Address(authority, 0))
     credentials, _, server = authority.rpartition("@")
+    if match := re.match(_UNIX_SERVER, authority):
+        credentials, server = match[1] or "", _unescape(match[2])
     user, _, password = credentials.partition(":")
     user, password = _unescape(user), _unescape(password)
     _check_credentials(scheme, user, password)
-    return HopConfig(scheme, parse_host_port(server), user, password)
+    return HopConfig(scheme, parse_target(server), user, password)
 
 
 def _why(text: str) -> str:
     """Return what an upstream's URL lacks; repeats nothing of it, which may be a password."""
     if "://" not in text and re.match(_HOST_PORT, text):
         return " (the scheme is missing: socks5://... or http://...)"
+    if text.partition("://")[0].endswith("+unix"):
+        return " (a UNIX socket is written scheme://unix:/path)"
     credentials, at, _ = text.partition("://")[2].rpartition("@")
     if at and any(char in credentials for char in "/?#"):
         return " (in a user name or password, / is written as %2F, ? as %3F, # as %23)"
@@ -205,6 +229,18 @@ def listener_node(text: str, place: str) -> Node:
     mapping = {"protocol": Node(scheme, place), "listen": Node(authority, place)}
     _insert_query(mapping, query or "", Node("", place))
     return Node(mapping, place)
+
+
+def listener_nodes(urls: Sequence[str], problems: Problems) -> list[Node]:
+    """Return the mappings of listeners' URLs on the command line; errors go to `problems`."""
+    nodes = []
+    for number, url in enumerate(urls):
+        place = f"-l[{number}]"  # not the URL: it may hold a secret
+        try:
+            nodes.append(listener_node(url, place))
+        except ValueError as error:
+            problems.add(str(error), place)
+    return nodes
 
 
 def _listener_hint(text: str) -> str:

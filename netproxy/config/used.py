@@ -1,10 +1,10 @@
-"""Lists the upstreams and name servers that a configuration names, wherever it names them."""
+"""Lists upstreams, name servers and targets of a configuration, wherever it names them."""
 
 from __future__ import annotations
 
-from typing import Iterator
-
 from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
+from netproxy.interfaces.addresses import Address
+from netproxy.typed import Iterator
 
 
 def used_upstreams(config: Config) -> list[UpstreamConfig]:
@@ -19,6 +19,16 @@ def name_servers(config: Config) -> Iterator[NameServerConfig]:
         yield from rule.servers
 
 
+def fixed_targets(config: Config) -> Iterator[tuple[Address, str]]:
+    """Yield every target that a listener leads its clients to, with its place."""
+    for listener in config.listeners:
+        if listener.target is not None:
+            yield listener.target, listener.place
+        for route in listener.routes:
+            if route.target is not None:
+                yield route.target, route.place
+
+
 def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
     yield config.default
     yield from config.upstreams.values()
@@ -26,6 +36,8 @@ def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
         yield user.upstream
     for listener in config.listeners:
         yield listener.upstream
+        for route in listener.routes:
+            yield route.via
     for rule in config.rules:
         yield from (rule.via, rule.upstream)
     for server in name_servers(config):

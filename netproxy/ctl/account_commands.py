@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Callable, Mapping
 
 from netproxy.ctl.accounts import (
     ban_text,
@@ -19,6 +18,7 @@ from netproxy.ctl.accounts import (
 )
 from netproxy.ctl.console import lines_text
 from netproxy.errors import NetProxyError
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -57,7 +57,9 @@ def _ban(options: Namespace, ask: Ask) -> str:
     if len(words) == 3 and words[1] == "for" and duration is None:
         words, duration = words[:1], words[2]
     if len(words) > 1 or (duration is not None and not words):
-        raise WrongUsage("ban: expected USER or ADDRESS, and perhaps: for DURATION")
+        raise WrongUsage(
+            "ban: write USER or ADDRESS, and if it is to end, for DURATION: ban alice for 1h"
+        )
     name = words[0] if words else None
     # "for" is a word of Python.
     answer = ask("ban", **{"name": name, "for": duration})

@@ -5,11 +5,10 @@ Rates are differences between two answers of the daemon, which keeps nothing for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping, Sequence
-
 from netproxy.ctl.console import amount_text, duration_text, format_table
 from netproxy.interfaces.answers import ClientRow, UserRow
 from netproxy.observe.escaping import escape
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import (
@@ -92,7 +91,7 @@ def _seconds_between(before: float, now: float) -> float:
 
 
 def sort_users(rows: Sequence[RatedUser], column: str) -> list[RatedUser]:
-    """Sort users by one of cli.USER_SORTS: amounts descend, what is left of quotas ascends."""
+    """Sort users by one of USER_SORTS: amounts descend, what is left of quotas ascends."""
     keys: Mapping[str, Callable[[RatedUser], float]] = {
         "name": _nothing,
         "flows": _flows,
@@ -106,7 +105,7 @@ def sort_users(rows: Sequence[RatedUser], column: str) -> list[RatedUser]:
 
 
 def sort_clients(rows: Sequence[RatedClient], column: str) -> list[RatedClient]:
-    """Sort clients by one of cli.CLIENT_SORTS; amounts begin with the greatest."""
+    """Sort clients by one of command_line.CLIENT_SORTS; amounts begin with the greatest."""
     keys: Mapping[str, Callable[[RatedClient], float]] = {
         "name": _nothing,
         "flows": _flows,

@@ -12,7 +12,6 @@ import select
 import sys
 import termios
 import time
-from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
 
 from netproxy.ctl.accounts import (
     clients_text,
@@ -23,6 +22,7 @@ from netproxy.ctl.accounts import (
     users_text,
 )
 from netproxy.ctl.console import amount_text, duration_text, format_table
+from netproxy.typed import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import ClientsAnswer, FlowRow, TrafficAnswer, UsersAnswer
@@ -33,21 +33,21 @@ ROWS, COLUMNS = 24, 80
 """The size of a terminal that does not tell its size."""
 BATCH_ROWS = 40
 """Flows in a picture that is printed once."""
-HEAD_ROWS = 4
-"""Lines above the first flow."""
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 _COLUMN_NAMES = ("id", "client", "target", "upstream", "age", "to client", "to target", "bytes")
 _QUIT_KEYS = (b"", b"q", b"Q", b"\x03", b"\x04")
 _VIEW_KEYS = {b"f": "flow", b"u": "user", b"c": "client"}
-"""What is shown after a key: a value of cli.VIEWS."""
+"""What is shown after a key: a value of command_line.VIEWS."""
+SERVING = "serving"
+"""The state of a worker that answers."""
 _HINT = "f flows, u users, c clients, q quit"
 # The index of the local modes in what tcgetattr(3) returns.
 _LOCAL_MODES = 3
 
 
 class Ask(Protocol):
-    """admin.control_socket.ask for one socket."""
+    """admin.control.ask.ask for one socket."""
 
     def __call__(self, command: str, **details: object) -> Any:
         """Return the answer to a command.  Any: each command has an answer of its own."""
@@ -112,8 +112,20 @@ def head(before: TrafficAnswer, now: TrafficAnswer) -> list[str]:
         f"{now['threads']} threads, {amount_text(now['memory'])}",
         f"to clients {amount_text(down * 8, 'bit/s')}, from clients {amount_text(up * 8, 'bit/s')};"
         f" drops {drops:.0f}/s, {now['drops']} in total",
+        *_worker_lines(now),
         "",
     ]
+
+
+def _worker_lines(now: TrafficAnswer) -> list[str]:
+    """Return one line for all workers, none in a daemon of one process."""
+    uses = [
+        f"{row['index']}: {row['cpu']:.0%}"
+        if row["state"] == SERVING
+        else f"{row['index']}: {row['state']}"
+        for row in now.get("workers", ())
+    ]
+    return [f"workers {', '.join(uses)}"] if uses else []
 
 
 def _cells(rate: Rate, row: FlowRow) -> Sequence[str]:
@@ -134,7 +146,7 @@ class Top:
     """Draws pictures of a daemon."""
 
     def __init__(self, ask: Ask, view: str = "flow") -> None:
-        """`view`: one of cli.VIEWS."""
+        """`view`: one of command_line.VIEWS."""
         self._ask = ask
         self._view = view
         # The answers before, with which the next ones are compared; None for none yet.
@@ -157,8 +169,10 @@ class Top:
             while (key := keyboard.read_key(SECONDS)) not in _QUIT_KEYS:
                 self._view = _VIEW_KEYS.get(key or b"", self._view)
                 rows, columns = _terminal_size()
-                lines = self._look(max(1, rows - HEAD_ROWS - 1))
-                lines[HEAD_ROWS - 2] = _HINT
+                # The last line of the head is empty; the names of the columns follow it.
+                hint_at = len(head(self._traffic, self._traffic)) - 1
+                lines = self._look(max(1, rows - hint_at - 3))
+                lines[hint_at] = _HINT
                 visible = [line[: columns - 1] + _CLEAR_LINE for line in lines[: rows - 1]]
                 _write(_HOME + "\n".join(visible) + _CLEAR_BELOW)
         except KeyboardInterrupt:

@@ -8,30 +8,35 @@ that is running; daemon.plan does that.  Thread: main.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Iterator
 
 from netproxy.access.factory import GrantedLimits, make_binds, make_policies, make_users
 from netproxy.access.limits import Admission
-from netproxy.access.permission import Permission
 from netproxy.config.schema import Config
+from netproxy.daemon.listening.announcements import Announcements
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.tunnels.lazy import LazyTunnels
+from netproxy.daemon.names import make_dns_dependencies, make_fakes, make_named_flows
 from netproxy.daemon.own_sockets import wanted_sockets
-from netproxy.config.used import used_upstreams
+from netproxy.config.used import fixed_targets, used_upstreams
 from netproxy.daemon.plan import Plan, make_fallbacks
 from netproxy.daemon.reachability import Reachability, make_lookups
 from netproxy.daemon.runtime import Runtime
-from netproxy.daemon.specs import TcpSpec, UdpSpec
-from netproxy.daemon.udp_relays import UdpRelays
+from netproxy.daemon.listening.specs import RouteRouters, listener_specs, make_handlers
+from netproxy.daemon.listening.udp_relays import UdpRelays
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory
-from netproxy.handler.factory import DnsDependencies, HandlerDependencies, make_handler
-from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
-from netproxy.listener.manager import ListenerSpec
+from netproxy.errors import ConfigError, for_all
+from netproxy.handler.factory import HandlerDependencies, make_tls_handshake
+from netproxy.interfaces.addresses import UnixAddress
+from netproxy.interfaces.listeners import ALL_CLIENTS, AgentPackets, AllowedClients
 from netproxy.observe.flows import ObserverGroup
 from netproxy.router.router import Fallbacks, RuleRouter
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from netproxy.access.checks.passwords import PasswordChecks
+    from netproxy.access.checks.known_users import KnownUsers
+    from netproxy.interfaces.routing import Dialer
     from netproxy.access.external.logins import ExternalLogins
     from netproxy.resolver.forwarder import DnsForwarder
     from netproxy.router.auto import AutoDialer
@@ -55,8 +60,24 @@ def build_for_questions(config: Config, runtime: Runtime) -> Plan:
     """
     reachability = runtime.separate_reachability()
     plan = _Builder(config, runtime, reachability, None).plan()
-    reachability.configure(plan.lookups, plan.policies, wanted_sockets(config))
+    own, fake = wanted_sockets(config), config.dns.fake.networks
+    reachability.configure(plan.lookups, plan.policies, own, fake)
     return plan
+
+
+def _password_checks(users: KnownUsers, runtime: Runtime) -> PasswordChecks:
+    # late: many configurations have no hashed passwords
+    from netproxy.access.checks.lanes import PasswordLanes
+    from netproxy.access.checks.passwords import PasswordChecks
+
+    if runtime.passwords is None:
+        clean, suspect = runtime.clean.submit, runtime.suspect.submit
+        runtime.passwords = PasswordLanes(clean, suspect, runtime.back_off)
+    return PasswordChecks(users, runtime.passwords)
+
+
+def _call(make: Callable[[], object]) -> object:
+    return make()
 
 
 class _Builder:
@@ -72,10 +93,39 @@ class _Builder:
         self._previous = previous
         self._tunnels = previous.tunnels if previous else LazyTunnels(runtime)
         self._dialers = self._make_dialers()
-        self._permissions: list[Permission] = []
+        self._fakes = make_fakes(config, runtime)
 
     def plan(self) -> Plan:
-        """Return the plan.  Raises ConfigError."""
+        """Return the plan.  Raises ConfigError with all errors that are found."""
+        try:
+            return self._plan()
+        except ConfigError:
+            # The plan is made part by part: the parts behind that one may have errors as well.
+            for_all(_call, self._parts())
+            raise
+
+    def _parts(self) -> tuple[Callable[[], object], ...]:
+        """Return what makes the parts of a plan whose errors do not depend on each other."""
+        config, dialer = self._config, self._dialers.dialer
+        listeners = (listener.tls for listener in config.listeners if listener.tls is not None)
+        return (
+            lambda: make_policies(config),
+            self._forwarder,
+            self._check_unused_parts,
+            lambda: self._routing(make_fallbacks(config, dialer)),
+            lambda: make_users(config),
+            *(partial(make_tls_handshake, tls) for tls in listeners),
+            self._check_port_routes,
+        )
+
+    def _check_port_routes(self) -> None:
+        routes = [listener.routes for listener in self._config.listeners if listener.routes]
+        if routes:
+            from netproxy.router.port_routes.factory import make_port_routes  # late: few have any
+
+            for_all(make_port_routes, routes)
+
+    def _plan(self) -> Plan:
         config, runtime, previous = self._config, self._runtime, self._previous
         check_requirements(config)
         policies = make_policies(config)
@@ -83,9 +133,11 @@ class _Builder:
         forwarder = self._forwarder()
         external = self._external(previous.dependencies.external if previous else None)
         router, autos = self._routing(make_fallbacks(config, self._dialers.dialer, external))
+        users = make_users(config, previous.dependencies.users if previous else None)
         dependencies = HandlerDependencies(
             router=router,
-            users=make_users(config, previous.dependencies.users if previous else None),
+            users=users,
+            passwords=_password_checks(users, runtime) if users.are_hashed else None,
             binds=make_binds(config, used_upstreams(config)),
             resolver=self._reachability.resolver,
             timeouts=config.timeouts,
@@ -96,13 +148,20 @@ class _Builder:
             standing=runtime.standing,
             log=runtime.log,
             back_off=runtime.back_off,
+            is_own=self._reachability.own.holds,
             external=external,
-            dns=self._dns_dependencies(forwarder),
+            dns=make_dns_dependencies(config, runtime, forwarder),
             bridge=self._tunnels.obtain().bridge if config.tunnel.bridge else None,
+            paths=self._paths(),
+            introducer=self._tunnels.introducer(config),
         )
         self._check_unused_parts()
         relays = UdpRelays(config, runtime, previous.relays if previous else None)
+        announcements = Announcements(config, runtime, previous.announcements if previous else None)
         admissions = self._admissions()
+        routers = RouteRouters(router, self._dialers)
+        handlers = make_handlers(config, relays, announcements, dependencies, routers)
+        given = [handler.permission for handler in handlers.values()]
         return Plan(
             config=config,
             runtime=runtime,
@@ -111,12 +170,14 @@ class _Builder:
             lookups=make_lookups(config.dns, forwarder),
             forwarder=forwarder,
             policies=policies,
+            fakes=self._fakes,
             router=router,
             dependencies=dependencies,
             relays=relays,
+            announcements=announcements,
             admissions=admissions,
-            specs=list(self._specs(dependencies, relays, admissions)),
-            permissions=self._permissions,
+            specs=list(listener_specs(config, runtime, relays, handlers, admissions)),
+            permissions=[permission for permission in given if permission is not None],
             tunnels=self._tunnels,
             warnings=check_configuration(config, self._dialers),
         )
@@ -125,13 +186,12 @@ class _Builder:
         config, previous = self._config, self._previous
         if previous and previous.config.timeouts.connect == config.timeouts.connect:
             return previous.dialers
-        return DialerFactory(
-            self._reachability.targets,
-            self._runtime.datagrams,
-            config.timeouts.connect,
-            self._runtime.packet_dependencies,
-            tunnel=self._tunnels.dialer,
-        )
+        runtime, targets = self._runtime, self._reachability.targets
+        parts = (targets, runtime.datagrams, config.timeouts.connect, runtime.packet_dependencies)
+        tunnel, command = self._tunnels.dialer, runtime.commands.dialer
+        dialers = DialerFactory(*parts, tunnel=tunnel, command=command)
+        dialers.direct_client = self._tunnels.with_direct
+        return dialers
 
     def _forwarder(self) -> DnsForwarder | None:
         """Return what asks the configured name servers, None if there are none."""
@@ -152,20 +212,9 @@ class _Builder:
 
         counters = self._runtime.counters
         dependencies = ResolverDependencies(
-            direct, self._dialers.dialer, domains, destinations, counters
+            direct, self._dialers.dialer, domains, destinations, counters, self._fakes
         )
         return make_forwarder(dns, dependencies)
-
-    def _dns_dependencies(self, forwarder: DnsForwarder | None) -> DnsDependencies | None:
-        if forwarder is None:
-            return None
-        # late: few configurations have name servers
-        from netproxy.resolver.answer_cache import AnswerCache
-
-        runtime = self._runtime
-        arenas = runtime.datagrams.arenas()
-        cache = AnswerCache(self._config.dns.cache, self._config.dns.serve_stale)
-        return DnsDependencies(forwarder, cache, runtime.queries, arenas)
 
     def _external(self, earlier: ExternalLogins | None) -> ExternalLogins | None:
         """Return what checks the logins of unknown users, None without a program or service."""
@@ -176,16 +225,19 @@ class _Builder:
         from netproxy.config.sections.auth import AnswerReader
 
         runtime, parser = self._runtime, AnswerReader(self._config.upstreams)
-        granted = GrantedLimits(runtime.accounts)
-        maker = ExternalMaker(parser, runtime.logins.submit, granted, runtime.log)
+        granted, resolver = GrantedLimits(runtime.accounts), self._reachability.resolver
+        submit, log, key = runtime.logins.submit, runtime.log, runtime.login_key
+        maker = ExternalMaker(parser, submit, granted, resolver, log, key)
         return maker.make(self._config.auth, earlier)
 
     def _routing(self, fallbacks: Fallbacks) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
         config, dialers, reachability = self._config, self._dialers, self._reachability
+        names = make_named_flows(config, self._runtime, self._fakes)
+        sockets = self._to_sockets()
         if not config.rules:
             resolver, guard = reachability.resolver, reachability.destinations
-            return RuleRouter((), fallbacks, resolver, guard), ()
+            return RuleRouter((), fallbacks, resolver, guard, names, sockets), ()
         # late: 0.3 MiB, and many configurations have no rules
         from netproxy.router.factory import RoutingDependencies, make_routing
 
@@ -198,13 +250,29 @@ class _Builder:
                 reachability.resolver,
                 reachability.destinations,
                 self._runtime.verdicts,
+                names,
+                sockets,
             ),
         )
 
+    def _to_sockets(self) -> Dialer | None:
+        """Return what connects to targets that are UNIX sockets, None without such targets."""
+        config = self._config
+        if not any(isinstance(target, UnixAddress) for target, _ in fixed_targets(config)):
+            return None
+        from netproxy.dialer.plain.unix import UnixDialer  # late: few have such targets
+
+        return UnixDialer(config.timeouts.connect, is_hop=False)
+
+    def _paths(self) -> AgentPackets | None:
+        """Return what takes the datagrams of agents, None if the bridge offers them no path."""
+        bridge = self._config.tunnel.bridge
+        is_offered = bridge is not None and bridge.datagrams
+        return self._tunnels.obtain().obtain_paths() if is_offered else None
+
     def _check_unused_parts(self) -> None:
         """Make what is only used later, or never, so that its errors are found now."""
-        for upstream in self._config.upstreams.values():
-            self._dialers.dialer(upstream)
+        for_all(self._dialers.dialer, self._config.upstreams.values())
         if self._config.tunnel.agent is not None:
             self._dialers.dialer(self._config.tunnel.agent.upstream)
         self._tunnels.check(self._config)
@@ -218,32 +286,13 @@ class _Builder:
             allowed = AllowedClients(*listener.clients, listener.proxy_protocol)
             limits = listener.limits
             per_client = limits.connections_per_client or 1
-            running = admissions.get(listener.name) or Admission(
-                ALL_CLIENTS, 0, 0, partial(self._runtime.accounts.refuse_arrival, listener.name)
-            )
+            running = admissions.get(listener.name) or self._admission(listener.name)
             admissions[listener.name] = running.with_limits(allowed, limits.connections, per_client)
         return admissions
 
-    def _specs(
-        self, dependencies: HandlerDependencies, relays: UdpRelays, admissions: dict[str, Admission]
-    ) -> Iterator[ListenerSpec]:
-        """Yield the listeners; of one address UDP first, so that it is there for ASSOCIATE."""
-        for listener in self._config.listeners:
-            for address in listener.addresses:
-                state = relays.states.get((listener.name, address))
-                handlers = make_handler(listener, state, dependencies)
-                if handlers.permission is not None:
-                    self._permissions.append(handlers.permission)
-                relay = handlers.udp
-                if relay is not None and listener.udp.relay_port != "shared":
-                    relay.open_port = relays.ports(listener.udp.relay_port).open
-                elif "udp" in listener.network and listener.protocol != "http":
-                    yield UdpSpec(listener, address, handlers)
-                if "tcp" in listener.network:
-                    yield TcpSpec(
-                        listener,
-                        address,
-                        handlers,
-                        admissions[listener.name],
-                        dependencies.timeouts.handshake,
-                    )
+    def _admission(self, listener: str) -> Admission:
+        """Return the admission of a new listener, without its limits."""
+        runtime = self._runtime
+        refuse_arrival = partial(runtime.accounts.refuse_arrival, listener)
+        shared = runtime.counting.connections(listener)
+        return Admission(ALL_CLIENTS, 0, 0, refuse_arrival, shared)

@@ -5,18 +5,17 @@ access.destinations.OwnSockets keeps them.  Thread: main.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
-
 from netproxy.interfaces.addresses import Address
+from netproxy.typed import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.access.destinations import OwnSockets
+    from netproxy.access.own_sockets import OwnSockets
     from netproxy.config.schema import Config, Place
     from netproxy.listener.tcp import TcpListener
     from netproxy.listener.udp import UdpListener
 
 
-METRICS = "the metrics"
+METRICS, PAC = "the metrics", "pac"
 
 
 class WantedSocket(NamedTuple):
@@ -25,7 +24,7 @@ class WantedSocket(NamedTuple):
     network: str
     address: Address
     owner: str
-    """The key and its section's name, for an error; METRICS for the metrics."""
+    """The key and its section's name, for an error; METRICS or PAC."""
     place: Place
 
 
@@ -37,9 +36,9 @@ def sockets_of(config: Config) -> Iterator[WantedSocket]:
                 for network in listener.bound_networks:
                     owner = f"listener '{listener.name}'"
                     yield WantedSocket(network, address, owner, listener.place)
-    metrics = config.metrics
-    if metrics.address is not None and metrics.address.port:
-        yield WantedSocket("tcp", metrics.address, METRICS, metrics.place)
+    for owner, server in ((METRICS, config.metrics), (PAC, config.pac)):
+        if server.address is not None and server.address.port:
+            yield WantedSocket("tcp", server.address, owner, server.place)
 
 
 def wanted_sockets(config: Config) -> list[tuple[str, Address]]:
@@ -52,11 +51,15 @@ def own_sockets(
 ) -> list[tuple[str, Address]]:
     """Return network and address of the sockets that no client may be led back to.
 
-    The listeners, also by the addresses that are announced for them.
+    The listeners, also by the addresses that are announced for them, as far as these are
+    configured: daemon.listening.announcements has those that are found.
     """
     own = [(listener.network, listener.address) for listener in listeners]
     announced = [
-        announce.address for listener in config.listeners for announce in listener.announce
+        announce.address
+        for listener in config.listeners
+        for announce in listener.announce
+        if announce.address.host
     ]
     return own + [
         (network, Address(address.host, address.port or bound.port))

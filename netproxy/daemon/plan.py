@@ -9,17 +9,16 @@ describe(), explain() and what only reads.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
 from netproxy.access.backoff import Penalty
-from netproxy.access.factory import make_limits, make_rates, make_terms, make_usage_store
+from netproxy.access.factory import PreparedCounts
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
 from netproxy.config.used import used_upstreams
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
-from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.listener.udp import UdpListener
 from netproxy.router.router import Fallbacks
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.access.destinations import DestinationPolicy
@@ -27,12 +26,13 @@ if TYPE_CHECKING:
     from netproxy.access.limits import Admission
     from netproxy.access.permission import Permission
     from netproxy.admin.servers import Admin
+    from netproxy.daemon.listening.announcements import Announcements
     from netproxy.daemon.tunnels.lazy import LazyTunnels
     from netproxy.daemon.runtime import Runtime
-    from netproxy.daemon.udp_relays import UdpRelays
+    from netproxy.daemon.listening.udp_relays import UdpRelays
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
-    from netproxy.interfaces.routing import Dialer, UserUpstreams
+    from netproxy.interfaces.routing import Dialer, FakeAddresses, UserUpstreams
     from netproxy.interfaces.services import PreparedChange
     from netproxy.listener.manager import ListenerManager, ListenerSpec
     from netproxy.listener.pool import ThreadPool
@@ -69,9 +69,13 @@ class Plan(NamedTuple):
     """Asks the configured name servers; None if the system is asked."""
     policies: Mapping[str, DestinationPolicy]
     """Where clients may be led, by the listener's name."""
+    fakes: FakeAddresses | None
+    """The addresses that dns listeners answer in place of those of names; None for none."""
     router: RuleRouter
     dependencies: HandlerDependencies
     relays: UdpRelays
+    announcements: Announcements
+    """The addresses to announce that are found while the daemon runs."""
     admissions: Mapping[str, Admission]
     """By the listener's name; those of earlier configurations as well, so that a listener that
     comes back knows the connections that it still has."""
@@ -90,22 +94,6 @@ class Plan(NamedTuple):
         file of the tunnel's agent has changed since build(); then everything is as it was.
         """
         return BoundPlan(self, manager, admin)
-
-    def describe(self) -> list[str]:
-        """Return what would listen and what each upstream carries, for netproxyd -t."""
-        from netproxy.admin import listing  # late: few daemons are ever asked
-
-        return list(listing.plan(self.config, self.dialers))
-
-    def explain(self, flow: str) -> list[str]:
-        """Return which rule and which upstream a flow would meet, as lines.
-
-        May wait for a name lookup.  Raises FlowError.  Thread: any.
-        """
-        from netproxy.admin import explain  # late: few daemons are ever asked
-
-        config = self.config
-        return list(explain.explain(flow, self.router, self.dialers, entrances(config), config))
 
     def close(self) -> None:
         """Close the connections to name servers."""
@@ -130,7 +118,7 @@ class BoundPlan:
     3. The thread of a new tunnel agent, which connects nowhere yet.
     4. The file of what users have moved is opened.
     5. The limit of connection threads, if it grows: new listeners must not wait for threads.
-    6. The listeners, last: nothing can fail once a new one accepts clients.
+    6. The listeners, last.  Their threads run, but take nothing yet.
 
     If a step fails, the steps before it are undone in reverse, and the error is raised.
 
@@ -141,15 +129,15 @@ class BoundPlan:
        before is used for a new connection any more, so that the rest may replace what it used.
     2. TLS files of upstreams, lookups, destination policies, the daemon's own sockets, the
        permissions of connections that began with earlier configurations, limits and penalties.
-       Until then a new listener is guarded: its clients reach no special address
-       (access.destinations), and no listener whose address the file tells.
     3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
     4. Upstreams that are gone are forgotten, health checks follow those that are left.
     5. The janitor looks after new UDP listeners and name servers instead of those that are gone.
     6. UDP relays: new limits, and the sessions of addresses that are gone end.  Their sockets
-       were stopped in step 1, so that no datagram opens another one.
+       were stopped in step 1, so that no datagram opens another one.  Then announcements: the
+       addresses that are announced for listeners, as far as they are found.
     7. Tunnels: agents' ports get their new handlers, a new agent connects.
-    8. The control socket and the metrics listener.  The ones that are gone stop; a client that
+    8. New listeners take what comes: all that decides about their clients is in force by now.
+    9. The control socket and the metrics listener.  The ones that are gone stop; a client that
        asked for this very reload over a control socket that is gone is still answered.
     """
 
@@ -166,9 +154,13 @@ class BoundPlan:
                 plan.tunnels.prepare(plan.config, plan.dependencies, plan.dialers)
             )
             threads = connection_threads(plan.config)
-            self._usage = self._keep(_UsageStore(plan))
+            counting, log = runtime.counting, runtime.log
+            counts = PreparedCounts(plan.config, counting, os.environ, log)
+            self._counts = self._keep(counts)
             self._threads = self._keep(_ThreadLimit(runtime.connections, threads))
-            self._listeners = self._keep(manager.bind(plan.specs))
+            given = runtime.given
+            specs = [spec for spec in plan.specs if given.is_served(spec.network, spec.address)]
+            self._listeners = self._keep(manager.bind(specs))
         except BaseException:
             self.discard()
             raise
@@ -178,27 +170,27 @@ class BoundPlan:
 
         Returns the listeners that were stopped; their connections may still be running.
         """
-        plan, runtime = self.plan, self.plan.runtime
+        plan, runtime, config = self.plan, self.plan.runtime, self.plan.config
         self._listeners.commit()
         if plan.renewal is not None:
             plan.renewal.commit()
-        own = own_sockets(plan.config, self._listeners.listeners)
-        runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
+        own = own_sockets(plan.config, self._listeners.listeners) + self._servers.sockets
+        runtime.reachability.configure(plan.lookups, plan.policies, own, config.dns.fake.networks)
+        runtime.names.fakes_in_force = plan.fakes
         runtime.permissions.commit(plan.permissions, plan.router)
-        runtime.usage.reserve(plan.config.users)
-        self._usage.commit()
-        runtime.standing.configure(make_terms(plan.config))
-        runtime.accounts.configure(make_limits(plan.config), make_rates(plan.config))
+        self._counts.commit()
         runtime.back_off.rules = Penalty(*plan.config.penalty)
         self._expected.commit()
         self._threads.commit()
-        auto = plan.config.auto
-        runtime.verdicts.configure(auto.remember, auto.entries)
+        runtime.verdicts.configure(config.auto.remember, config.auto.entries)
         plan.dialers.retain(used_upstreams(plan.config))
         runtime.check_health([check for group in plan.dialers.groups() for check in group.checks])
         self._hand_over_to_janitor(previous)
         plan.relays.commit(previous.relays)
+        plan.announcements.commit(previous.announcements, self._listeners.pairs)
+        plan.tunnels.use_listeners(self._listeners.listeners)
         self._tunnels.commit()
+        self._listeners.begin()
         self._servers.commit()
         for warning in plan.warnings:
             runtime.log.warning("%s", warning)
@@ -229,22 +221,6 @@ class BoundPlan:
             previous.close()
 
 
-class _UsageStore:
-    """The file of what users have moved: opened now, in use from commit()."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._runtime = runtime = plan.runtime
-        running = runtime.usage_store
-        self._store = make_usage_store(plan.config, os.environ, running, runtime.log)
-
-    def commit(self) -> None:
-        self._runtime.use_store(self._store)
-
-    def discard(self) -> None:
-        if self._store is not None and self._store is not self._runtime.usage_store:
-            self._store.close()
-
-
 class _ThreadLimit:
     """Another limit of a thread pool: a higher one counts at once, a lower one from commit()."""
 
@@ -257,19 +233,6 @@ class _ThreadLimit:
 
     def discard(self) -> None:
         self._pool.limit = self._before
-
-
-def entrances(config: Config) -> dict[str, str]:
-    """Return where flows come in: the listeners by name, and the tunnel's agent.
-
-    Each with the reason why rules are not asked there, "" if they are.
-    """
-    names = {listener.name: "" for listener in config.listeners}
-    if config.tunnel.agent is not None:
-        is_exit = config.tunnel.agent.exit
-        reason = "the agent is no exit, and leads to its services alone"
-        names[TUNNEL_AGENT] = "" if is_exit else reason
-    return names
 
 
 def make_fallbacks(

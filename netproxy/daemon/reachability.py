@@ -5,19 +5,20 @@ Thread: main configures; any thread asks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Mapping
-
-from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
+from netproxy.access.destinations import DestinationPolicy, Destinations
+from netproxy.access.own_sockets import OwnSockets
 from netproxy.dialer.direct import TargetResolver
 from netproxy.resolver.nat64 import Nat64
 from netproxy.resolver.resolver import LookupPlan, Resolver, ask_system
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from netproxy.config.schema import DnsConfig
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.fairness import FairSubmit
+    from netproxy.interfaces.networks import IpNetwork
     from netproxy.interfaces.services import Counter
-    from netproxy.net.routes import KernelRoutes
+    from netproxy.net.local.routes import KernelRoutes
     from netproxy.resolver.forwarder import DnsForwarder
 
 
@@ -41,14 +42,16 @@ class Reachability:
         lookups: LookupPlan,
         policies: Mapping[str, DestinationPolicy],
         own: Iterable[tuple[str, Address]],
+        fake: Sequence[IpNetwork],
     ) -> None:
         """Apply a configuration: how names are looked up, and what each listener may reach.
 
         `policies`: by the listener's name.  `own`: network and address of the daemon's sockets.
+        `fake`: the networks of fake addresses.
         """
         self.resolver.configure(lookups)
         self.nat64.configure(lookups.nat64, lookups.find_nat64)
-        self.destinations.configure(policies)
+        self.destinations.configure(policies, fake)
         self.own.set(own)
 
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 from netproxy.dialer.plain.packet_conn import DirectPacketConn
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.routing import NonBlockingDialer
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
-from netproxy.net.connect import REASONS, PendingDial, connect
+from netproxy.net.connect import REASONS, PendingDial, connect, tell_step
 from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.stream import Stream
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     import socket
@@ -109,6 +109,7 @@ class DirectDialer(NonBlockingDialer):
     carries = frozenset({"tcp", "udp", "bind"})
     refusal = Reason.UNSUPPORTED
     symmetric = False
+    knows_bound = True
     resolves_names = False
 
     def __init__(
@@ -124,6 +125,7 @@ class DirectDialer(NonBlockingDialer):
         self._seconds = seconds
         self._outgoing = outgoing
         self._selectors = outgoing.selectors
+        self._takes_any_route = self._selectors == ANY_ROUTE
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target; of several addresses the first to answer wins.
@@ -138,6 +140,8 @@ class DirectDialer(NonBlockingDialer):
         deadline = time.monotonic() + self._seconds
         resolver, selectors = self._target_resolver, self._selectors
         addresses = resolver.addresses(flow, self._seconds, selectors)
+        if not flow.addresses and addresses[0].host != target.host:
+            tell_step("found", ", ".join(address.host for address in addresses))
         left = max(0.0, deadline - time.monotonic())
         addresses = tuple(resolver.through_nat64(flow, addresses, selectors, left)) or addresses
         if self._outgoing.label:
@@ -156,18 +160,19 @@ class DirectDialer(NonBlockingDialer):
             return dialer.begin(flow)
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
-        (address,) = self._target_resolver.reachable(flow, flow.addresses, self._selectors)
-        nat64 = self._target_resolver.nat64
+        resolver, (address,) = self._target_resolver, flow.addresses
+        if not self._takes_any_route:
+            (address,) = resolver.reachable(flow, flow.addresses, self._selectors)
+        nat64 = resolver.nat64
         if nat64 is not None:
             translated = nat64.translate_now(flow.addresses, self._selectors)
             if translated is None:
                 return None
             if translated is not flow.addresses:
-                resolver = self._target_resolver
                 (address,) = resolver.translated(flow, translated, self._selectors)
         if self._outgoing.label:
             self._outgoing.fitting((address,), flow.target)
-        if self._target_resolver.guard.is_own_port(flow):
+        if resolver.guard.is_own_port(flow):
             check = partial(self._check_peer, flow)
             return _CheckedDial(address, self._seconds, self._outgoing, check)
         return PendingDial(address, self._seconds, self._outgoing)
@@ -181,7 +186,7 @@ class DirectDialer(NonBlockingDialer):
         if flow.source is not None and (dialer := self._for_source(flow)) is not self:
             return dialer.dial_packet(flow)
         try:
-            sock = self._datagrams.outgoing(self._outgoing)
+            sock = self._datagrams.outgoing(self._outgoing, flow)
         except OSError as error:
             reason = REASONS.get(error.errno or 0, Reason.GENERAL)
             raise DialError(reason, error.strerror or "no socket") from error

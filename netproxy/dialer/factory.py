@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig
 from netproxy.dialer.plain.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer
 from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
+from netproxy.typed import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.config.schema import MemberConfig, UpstreamConfig, UpstreamTlsConfig
     from netproxy.dialer.direct import TargetResolver
     from netproxy.dialer.group import GroupDialer
     from netproxy.dialer.health import Check
+    from netproxy.dialer.hop import ProxyDialer
     from netproxy.dialer.member import Member
     from netproxy.dialer.trust import TlsRenewal, TlsTrust
+    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import PacketDependencies
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.routing import Dialer
@@ -50,19 +52,22 @@ class DialerFactory:
         seconds: float,
         dependencies: PacketDependencies,
         limit: float = math.inf,
-        tunnel: Callable[[str, float], Dialer] | None = None,
+        tunnel: Callable[[Address, float], Dialer] | None = None,
+        command: Callable[[HopConfig, str], Dialer] | None = None,
     ) -> None:
         """`seconds` limit each connection and each proxy's handshake.
 
         `limit` caps all time limits, those of the configuration included.  `tunnel(agent,
-        seconds)` returns a dialer through an agent; None if the configuration has no tunnels.
+        seconds)` returns a dialer through an agent, or to its service if the port is not 0;
+        `command(step, upstream)` one through a program; None if the configuration has none.
         """
-        self._target_resolver = target_resolver
-        self._datagrams = datagrams
+        self._target_resolver, self._datagrams = target_resolver, datagrams
         self._seconds = seconds
         self._dependencies = dependencies
         self._limit = limit
-        self._tunnel = tunnel
+        self._tunnel, self._command = tunnel, command
+        self.direct_client: Callable[[ProxyDialer], ProxyDialer] | None = None
+        """Lets datagrams go directly to agents behind a proxy; None in health checks."""
         self._direct = DirectDialer(target_resolver, datagrams, min(seconds, limit))
         self._upstreams: dict[UpstreamConfig, _Upstream] = {}
         self._trusts: dict[UpstreamTlsConfig, TlsTrust] = {}
@@ -161,7 +166,10 @@ class DialerFactory:
                 return BlockDialer()
             elif step.scheme == "tunnel":
                 assert self._tunnel is not None
-                via = self._tunnel(step.server.host, self._timeout(step))
+                via = self._tunnel(step.server, self._timeout(step))
+            elif step.scheme == "command":
+                assert self._command is not None
+                via = self._command(step, config.name)
             elif step.scheme == "direct":
                 via = self._first(step, config.name) if via is self._direct else via
             else:
@@ -170,7 +178,11 @@ class DialerFactory:
         return via
 
     def _first(self, step: HopConfig, upstream: str) -> Dialer:
-        """Return the direct dialer with the socket options of the first step of an upstream."""
+        """Return the dialer without a proxy that the first step of an upstream needs."""
+        if step.is_local:
+            from netproxy.dialer.plain.unix import UnixDialer  # late: see above
+
+            return UnixDialer(self._timeout(step), is_hop=True)
         keepalive = KEEPALIVE_IDLE if step.keepalive is None else step.keepalive
         outgoing, bind = SocketOptions(mark=step.mark, keepalive=keepalive), step.bind
         resolver, datagrams, seconds = self._target_resolver, self._datagrams, self._timeout(step)
@@ -205,15 +217,18 @@ class DialerFactory:
             step.password,
             self._secure(step, label),
             LoopGuard(),
+            step.send_proxy,
         )
         build = BUILDERS[step.scheme]
         resolver = self._target_resolver if step.scheme in RESOLVING else None
-        plain = build(hop, resolver, self._dependencies, step.udp == "auto")
+        if step.direct and self.direct_client is not None:
+            return self.direct_client(build(hop, resolver, self._dependencies, "connect-udp"))
         if step.udp != "uot":
-            return plain
+            return build(hop, resolver, self._dependencies, step.udp)
         from netproxy.dialer.uot import UotDialer  # late: see above
 
-        carrier = build(hop, None, self._dependencies, False)
+        plain = build(hop, resolver, self._dependencies, "none")
+        carrier = build(hop, None, self._dependencies, "none")
         return UotDialer(plain, carrier, self._dependencies.counter)
 
     def _secure(self, step: HopConfig, label: str) -> Callable[[Stream], None] | None:
@@ -266,26 +281,18 @@ class DialerFactory:
 
         health, first = group.health or HealthConfig(), config.upstream.steps[0]
         # Its time limits are those of the check, and its dials are not counted by members.
-        factory = DialerFactory(
-            self._target_resolver,
-            self._datagrams,
-            health.timeout,
-            self._dependencies,
-            health.timeout,
-            self._tunnel,
-        )
+        parts = (self._target_resolver, self._datagrams, health.timeout, self._dependencies)
+        factory = DialerFactory(*parts, health.timeout, self._tunnel, self._command)
         if health.target is not None:
             target, path, dialer = health.target, health.path, member.dialer
             if not member.groups:
                 start = factory._direct if via is self._direct else via
                 dialer = factory._fold(config.upstream, start, (), [])
-        elif isinstance(first, HopConfig) and first.server.port:
+        elif isinstance(first, HopConfig) and first.has_server:
             target, path = first.server, ""
             dialer = factory._first(first, config.upstream.name) if via is self._direct else via
         else:
             # A group has its own checks; a direct member has no server to check.
             return None
-        path_bytes = path.encode("ascii")
-        return Check(
-            group.name, member, target, dialer, path_bytes, health.interval, health.timeout
-        )
+        request, times = path.encode("ascii"), (health.interval, health.timeout)
+        return Check(group.name, member, target, dialer, request, *times)

@@ -10,10 +10,11 @@ import threading
 import time
 import zlib
 from operator import attrgetter
-from typing import TYPE_CHECKING, Callable, Sequence, TypeVar
 
 from netproxy.dialer.member import Member, MemberPacketConn
 from netproxy.errors import DialError, Reason
+from netproxy.net.connect import tell_step
+from netproxy.typed import TYPE_CHECKING, Callable, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.dialer.health import Check
@@ -45,12 +46,21 @@ class GroupDialer:
         self.checks: Sequence[Check] = ()
         """The health checks of the members."""
         self.carries = frozenset().union(*(member.carries for member in members)) - {"bind"}
-        self.symmetric = any(member.symmetric for member in members)
         self.resolves_names = all(member.resolves_names for member in members)
         self._seconds = seconds * TIME_FACTOR
         # Guards _turn and the members' credit.
         self._lock = threading.Lock()
         self._turn = 0
+
+    @property
+    def symmetric(self) -> bool:
+        """True if a connection through some member is for one target."""
+        return any(member.symmetric for member in self.members)
+
+    @property
+    def knows_bound(self) -> bool:
+        """True if a connection through some member may know its public addresses."""
+        return any(member.knows_bound for member in self.members)
 
     def dial(self, flow: Flow) -> Stream:
         """Connect through the first member that can.  Blocks.  Raises DialError."""
@@ -79,9 +89,11 @@ class GroupDialer:
         for member in self._candidates(flow)[:MEMBER_TRIES]:
             if failures and time.monotonic() > deadline:
                 break
+            tell_step("member", f"{member.name} of {self.name}")
             try:
                 return member, dial(member, flow)
             except DialError as error:
+                tell_step("failed", error)
                 if not error.upstream and error.reason in _FINAL:
                     raise
                 failures.append((member.name, error))
@@ -92,7 +104,9 @@ class GroupDialer:
     def _all_failed(self, failures: list[tuple[str, DialError]]) -> DialError:
         errors = "; ".join(f"{name}: {error}" for name, error in failures)
         upstream = any(error.upstream for _, error in failures)
-        return self._error(failures[-1][1].reason, f"no member could connect: {errors}", upstream)
+        tried = tuple(attempt for _, error in failures for attempt in error.tried)
+        said, reason = f"no member could connect: {errors}", failures[-1][1].reason
+        return self._error(reason, said, upstream, tried)
 
     def _nobody_asked(self, flow: Flow) -> DialError:
         able = [member for member in self.members if flow.network in member.carries]
@@ -101,8 +115,14 @@ class GroupDialer:
         errors = "; ".join(f"{member.name}: {member.error}" for member in able)
         return self._error(Reason.GENERAL, f"all members are down: {errors}")
 
-    def _error(self, reason: Reason, said: str, upstream: bool = True) -> DialError:
-        return DialError(reason, said=said, hop=f"group '{self.name}'", upstream=upstream)
+    def _error(
+        self,
+        reason: Reason,
+        said: str,
+        upstream: bool = True,
+        tried: tuple[tuple[str, str], ...] = (),
+    ) -> DialError:
+        return DialError(reason, "", said, f"group '{self.name}'", upstream, tried=tried)
 
     def _candidates(self, flow: Flow) -> list[Member]:
         """Return the members to ask, in the balance's order; those that back off come last."""

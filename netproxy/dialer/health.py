@@ -8,13 +8,13 @@ configuration names one.  Without a target it connects to the member's first ser
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import complete
 from netproxy.protocol import http1
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.dialer.member import Member

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
+from netproxy.interfaces.addresses import UNIX_PREFIX, Address, UnixAddress, pack_ip
+from netproxy.interfaces.networks import is_loopback
+from netproxy.net.connect import tell_step
+from netproxy.protocol.proxy_protocol import encode_header
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import PacketConn
     from netproxy.interfaces.flows import Flow
@@ -28,6 +31,8 @@ TARGETS_LIMIT = 4096
 """Targets that one LoopGuard counts."""
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
 """Reasons that a proxy reports about itself; all others are about the target."""
+_THIS_MACHINE = Address("127.0.0.1", 0)
+"""Where a proxy at a UNIX socket listens, in a PROXY header: it has no address of its own."""
 
 
 class _TargetCount:
@@ -94,6 +99,8 @@ class Hop(NamedTuple):
     secure: Callable[[Stream], None] | None = None
     """Makes the TLS handshake; None for a proxy without TLS."""
     guard: LoopGuard | None = None
+    send_proxy: str = ""
+    """The PROXY header that connections begin with, "v1" or "v2"; "" for none."""
 
     def __repr__(self) -> str:
         return self.label
@@ -110,9 +117,13 @@ class Hop(NamedTuple):
             raise self._unreachable(error) from error
         try:
             stream.limit(self.seconds)
+            if self.send_proxy:
+                self._send_header(stream, flow)
             if self.secure is not None:
                 self.secure(stream)
+                tell_step("tls", self.label)
             self._shake_hands(stream, flow, handshake)
+            tell_step("hop", f"{self.label} leads to {wanted or flow.target}")
             stream.limit(None)
             return stream
         except BaseException as error:
@@ -130,6 +141,15 @@ class Hop(NamedTuple):
         via = self.via.fixed_for(flow.to_hop(self.server, flow.network))
         return self if via is self.via else self._replace(via=via)
 
+    def _send_header(self, stream: Stream, flow: Flow) -> None:
+        """Tell the proxy the client's address, before TLS and the proxy's own protocol."""
+        server = self.server
+        if isinstance(server, UnixAddress):
+            server = _THIS_MACHINE
+        elif pack_ip(server.host) is None:
+            server = stream.peer_address()
+        stream.write(encode_header(self.send_proxy, flow.client, server))
+
     def _shake_hands(self, stream: Stream, flow: Flow, handshake: Callable[[Stream], None]) -> None:
         if self.guard is None or not self._may_be_loop(stream, flow):
             handshake(stream)
@@ -142,13 +162,19 @@ class Hop(NamedTuple):
         finally:
             self.guard.leave(flow.target, established)
 
-    @staticmethod
-    def _may_be_loop(stream: Stream, flow: Flow) -> bool:
-        """Return whether the client has the proxy's address, so may be that proxy."""
+    def _may_be_loop(self, stream: Stream, flow: Flow) -> bool:
+        """Return whether the client has the proxy's address, so may be that proxy.
+
+        Behind a UNIX socket may be any client of this machine, and the other way round.
+        """
         try:
-            return stream.peer_address().host == flow.client.host
+            proxy, client = self.server.host, flow.client.host
+            if not isinstance(self.server, UnixAddress):
+                proxy = stream.peer_address().host
         except StreamError:
             return False
+        is_local = UNIX_PREFIX in (proxy[:5], client[:5])
+        return proxy == client or is_local and is_loopback(proxy) and is_loopback(client)
 
     def _unreachable(self, error: DialError) -> DialError:
         """Return the error of the hops before this one, as a fault of the upstream."""
@@ -156,7 +182,11 @@ class Hop(NamedTuple):
             return error.at_hop(error.hop, upstream=True)
         # The label shows the server already.
         detail = "" if error.detail == str(self.server) else error.detail
-        return DialError(error.reason, detail, error.said, self.label, upstream=True)
+        return DialError(
+            *(error.reason, detail, error.said, self.label, True),
+            decided=error.decided,
+            tried=error.tried,
+        )
 
     def _failure(self, error: BaseException, wanted: str) -> DialError | None:
         """Return the DialError for an error of the handshake; None if it is not the proxy's."""
@@ -177,11 +207,20 @@ class ProxyDialer(ABC):
     carries: frozenset[str]
     resolves_names: bool
     refusal = Reason.UNSUPPORTED
-    symmetric = False
 
     def __init__(self, hop: Hop) -> None:
         self.name = hop.name
         self.hop = hop
+
+    @property
+    def symmetric(self) -> bool:
+        """False, unless the protocol of the proxy has a connection for each target."""
+        return False
+
+    @property
+    def knows_bound(self) -> bool:
+        """False, unless the proxy tells which address targets see."""
+        return False
 
     @abstractmethod
     def dial(self, flow: Flow) -> Stream:

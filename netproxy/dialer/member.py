@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Hashable, Sequence, TypeVar
 
 from netproxy.errors import DialError
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.dialer.group import GroupDialer
@@ -41,7 +41,6 @@ class Member:
         self.dialer = dialer
         self.carries = dialer.carries
         self.refusal = dialer.refusal
-        self.symmetric = dialer.symmetric
         self.resolves_names = dialer.resolves_names
         self.weight = weight
         self.groups = groups
@@ -70,6 +69,16 @@ class Member:
         self._failed_at = -1.0
         """When the last of them was noted; monotonic seconds."""
         self._backs_off_until = 0.0
+
+    @property
+    def symmetric(self) -> bool:
+        """As the dialer's, which may change."""
+        return self.dialer.symmetric
+
+    @property
+    def knows_bound(self) -> bool:
+        """As the dialer's, which may change."""
+        return self.dialer.knows_bound
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target.  Blocks.  Raises DialError."""
@@ -157,18 +166,27 @@ class Member:
 class MemberPacketConn:
     """A packet connection that counts its member's live flow out when it is closed."""
 
-    __slots__ = ("_conn", "_member", "_closed", "member", "send", "wait", "receive")
+    __slots__ = (
+        *("_conn", "_member", "_closed", "member", "deliverer"),
+        *("send", "wait", "receive", "reaches"),
+    )
 
     def __init__(self, conn: PacketConn, member: Member) -> None:
         self._conn = conn
         self._member = member
-        self.member = conn.member
+        self.member, self.deliverer = conn.member, conn.deliverer
         # Acquired by the first close(): of several threads that close, one is the first.
         self._closed = threading.Lock()
         # The connection's own methods: no datagram pays for a call in between.
         self.send = conn.send
         self.wait = conn.wait
         self.receive = conn.receive
+        self.reaches = conn.reaches
+
+    @property
+    def bound(self) -> Sequence[Address]:
+        """The addresses that targets see."""
+        return self._conn.bound
 
     def prepare(self, flow: Flow) -> Destination:
         """Return the destination for the flow's target.  May block.  Raises DialError."""

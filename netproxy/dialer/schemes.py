@@ -6,7 +6,7 @@ and many configurations have no upstream.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, TypeAlias
+from netproxy.typed import TYPE_CHECKING, Callable, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import PacketDependencies
 
     Builder: TypeAlias = Callable[
-        [Hop, TargetResolver | None, PacketDependencies, bool], ProxyDialer
+        [Hop, TargetResolver | None, PacketDependencies, str], ProxyDialer
     ]
 
 
 def _socks4(
-    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: bool
+    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: str
 ) -> ProxyDialer:
     from netproxy.dialer.socks4 import Socks4Dialer
 
@@ -27,19 +27,21 @@ def _socks4(
 
 
 def _socks5(
-    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: bool
+    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: str
 ) -> ProxyDialer:
     from netproxy.dialer.socks5 import Socks5Dialer
 
-    return Socks5Dialer(hop, target_resolver, dependencies, udp)
+    return Socks5Dialer(hop, target_resolver, dependencies, udp == "auto")
 
 
 def _http(
-    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: bool
+    hop: Hop, target_resolver: TargetResolver | None, dependencies: PacketDependencies, udp: str
 ) -> ProxyDialer:
-    from netproxy.dialer.http import HttpDialer
+    from netproxy.dialer.web.bound_udp import Agreement
+    from netproxy.dialer.web.http import HttpDialer
 
-    return HttpDialer(hop, dependencies.counter, udp)
+    agreement = Agreement() if udp == "auto" else None
+    return HttpDialer(hop, dependencies.counter, udp != "none", agreement=agreement)
 
 
 BUILDERS: dict[str, Builder] = {
@@ -53,7 +55,8 @@ BUILDERS: dict[str, Builder] = {
     "https": _http,
 }
 """Build a dialer from its hop, what looks names up (None: the proxy does), the dependencies of
-packet connections, and whether the proxy may be asked to carry UDP."""
+packet connections, and how the proxy may be asked to carry UDP: "auto", "connect-udp" (a stream
+for each target), "none"."""
 
 RESOLVING = frozenset({"socks4", "socks5", "socks5+tls"})
 """Schemes whose target names are looked up here and not by the proxy."""

@@ -6,13 +6,13 @@ SOCKS4 has a user id and no password, carries TCP only, and reaches IPv4 address
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Sequence
 
 from netproxy.dialer.hop import Hop, ProxyDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.net.stream import complete
 from netproxy.protocol import socks4
+from netproxy.typed import TYPE_CHECKING, NoReturn, Sequence
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver

@@ -7,7 +7,6 @@ datagrams of an association.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from netproxy.dialer.direct import DIRECT, TargetResolver
 from netproxy.dialer.group import MEMBER_TRIES
@@ -16,9 +15,11 @@ from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
+from netproxy.interfaces.flows import FlowCounter
 from netproxy.net.address import is_unspecified
 from netproxy.net.stream import complete
 from netproxy.protocol import socks5
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
@@ -83,7 +84,9 @@ class Socks5Dialer(ProxyDialer):
         return self._open(hop, flow)
 
     def _open(self, hop: Hop, flow: Flow) -> Socks5PacketConn:
-        return Socks5PacketConn(UdpAssociator(hop, flow), self._target_resolver, self._dependencies)
+        counter = FlowCounter(self._dependencies.counter, flow)
+        dependencies = self._dependencies._replace(counter=counter)
+        return Socks5PacketConn(UdpAssociator(hop, flow), self._target_resolver, dependencies)
 
 
 class UdpAssociator:

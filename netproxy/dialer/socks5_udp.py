@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, pack_ip
@@ -22,10 +21,11 @@ from netproxy.interfaces.services import refuse_dropped
 from netproxy.net.address import SourceAddresses, from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.protocol import socks5
+from netproxy.typed import TYPE_CHECKING, Hashable, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
-    from netproxy.interfaces.datagrams import PacketDependencies
+    from netproxy.interfaces.datagrams import Deliverer, PacketDependencies
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import (
@@ -83,6 +83,10 @@ class Socks5PacketConn:
     One thread receives; any thread may send.
     """
 
+    deliverer: Deliverer | None = None
+    # The proxy tells where it receives, and not where it sends from.
+    bound: Sequence[Address] = ()
+
     def __init__(
         self,
         source: RelaySource,
@@ -119,6 +123,10 @@ class Socks5PacketConn:
         except BaseException:
             self._via.close()
             raise
+
+    def reaches(self, target: Address) -> bool:
+        """Return True: the association is for all targets."""
+        return True
 
     def prepare(self, flow: Flow) -> Socks5Destination:
         """Return the destination for the flow's target.

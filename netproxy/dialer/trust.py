@@ -7,9 +7,8 @@ the connections to come.  Thread: handshakes on any, everything else on the main
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, NamedTuple
-
 from netproxy.errors import ConfigError
+from netproxy.typed import TYPE_CHECKING, Iterable, NamedTuple
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -6,13 +6,13 @@ One stream carries all targets of a client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from netproxy.dialer.hop import ProxyDialer
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.net.framed import FramedConn
+from netproxy.interfaces.flows import FlowCounter
+from netproxy.net.frames.framed import FramedConn
 from netproxy.protocol import uot
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
@@ -59,7 +59,7 @@ class UotDialer(ProxyDialer):
         stream = self._open(flow)
         try:
             stream.write(uot.encode_request(uot.UotRequest(False, flow.target)))
-            return FramedConn(stream, uot.Frames(), self._counter)
+            return FramedConn(stream, uot.Frames(), FlowCounter(self._counter, flow))
         except StreamError as error:
             stream.close()
             raise DialError(Reason.GENERAL, self.name, str(error)) from error
@@ -70,5 +70,5 @@ class UotDialer(ProxyDialer):
         except DialError as error:
             if error.upstream or error.reason not in _UNKNOWN_NAME:
                 raise
-            said = f"UDP over TCP is not supported ({error.said or error.reason.value})"
+            said = f"UDP over TCP is not supported ({error.said or error.why})"
             raise DialError(error.reason, said=said, hop=error.hop) from error

@@ -11,7 +11,6 @@ import select
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, TypeAlias
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
@@ -19,6 +18,7 @@ from netproxy.interfaces.connections import Blocking, Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import tune
+from netproxy.typed import TYPE_CHECKING, Callable, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.handler.announce import Announcer
@@ -60,7 +60,7 @@ class Binder:
             raise DialError(Reason.GENERAL, error.strerror or "cannot listen") from error
         with listening:
             choose = partial(self._announcer.bound, flow.client, local, port, shared=False)
-            bound = (yield Blocking(choose)) if self._announcer.resolves_names else choose()
+            bound = (yield Blocking(choose)) if self._announcer.may_block else choose()
             control.reply(encode(bound))
             return (yield from self._wait(listening, control, flow))
 

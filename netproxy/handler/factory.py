@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple
 
+from netproxy.access.failed_logins import FailedLogins
 from netproxy.access.factory import Binds, make_sources
 from netproxy.access.login import Login
 from netproxy.access.permission import Permission
-from netproxy.access.users import Users
 from netproxy.errors import ConfigError
-from netproxy.handler.announce import Announcement, Announcer
 from netproxy.handler.bind import Binder
 from netproxy.handler.http import HttpHandler
 from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.outbound import Outbound
-from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Socks5Handler, Socks5Login
-from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
+from netproxy.handler.socks.associate import Associating
+from netproxy.handler.socks.socks4 import Socks4Handler
+from netproxy.handler.socks.socks5 import Socks5Handler, Socks5Login
+from netproxy.handler.socks.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
-from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces.listeners import AllowedClients
+from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
+from netproxy.interfaces.listeners import AgentPackets, AllowedClients
 from netproxy.interfaces.networks import NetworkSet
-from netproxy.interfaces.services import Refusal
 from netproxy.relay.pipe import PipeLimits
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
+    from netproxy.access.checks.known_users import KnownUsers
     from netproxy.access.accounts.standing import Standing
     from netproxy.access.backoff import BackOff
+    from netproxy.access.checks.passwords import PasswordChecks
     from netproxy.access.external.logins import ExternalLogins
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
+    from netproxy.handler.announce import Announcer
     from netproxy.interfaces.accounts import Accounts
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
-    from netproxy.interfaces.datagrams import PacketHandler
+    from netproxy.interfaces.datagrams import Introducer, PacketHandler
     from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.flows import Observer
-    from netproxy.interfaces.routing import DnsCache, DnsSource, Resolver, Router
+    from netproxy.interfaces.routing import DnsCache, DnsSource, NameMemory, Resolver, Router
     from netproxy.interfaces.services import Counter, Log
+    from netproxy.handler.sni.factory import SniDependencies
+    from netproxy.handler.transparent.tcp import IsOwn
     from netproxy.net.datagram import ArenaPool
 
 
@@ -50,32 +53,34 @@ class DnsDependencies(NamedTuple):
     submit: FairSubmit
     """Runs a task that may block."""
     arenas: ArenaPool
+    memory: NameMemory | None = None
+    """Remembers what clients were told; None if nothing is remembered."""
 
 
 class HandlerDependencies(NamedTuple):
     """The dependencies of all handlers of one configuration."""
 
     router: Router
-    users: Users
+    users: KnownUsers
     resolver: Resolver
     timeouts: TimeoutsConfig
     splice: bool
     counter: Counter
     observer: Observer
-    accounts: Accounts
-    """Counts flows against the limits of users, clients and listeners."""
+    accounts: Accounts  # counts flows against the limits of users, clients and listeners
     standing: Standing
     """Knows who may begin nothing new."""
     log: Log
-    back_off: BackOff
-    """Delays refused logins, and has the penalties."""
-    external: ExternalLogins | None = None
-    """Checks the logins of users that are not in `users`."""
-    binds: Binds = Binds({}, False)
-    """Where the flows of users leave from."""
+    back_off: BackOff  # delays refused logins, and has the penalties
+    passwords: PasswordChecks | None = None  # checks hashed passwords, if there are any
+    external: ExternalLogins | None = None  # checks logins of users that are not in `users`
+    binds: Binds = Binds({}, False)  # where the flows of users leave from
+    is_own: IsOwn | None = None  # tells whether an address is a listener
     dns: DnsDependencies | None = None
-    bridge: Handler | None = None
-    """The handler for agents of tunnels."""
+    bridge: Handler | None = None  # for agents of tunnels
+    sni: SniDependencies | None = None  # for sni listeners alone
+    paths: AgentPackets | None = None  # for datagrams of agents
+    introducer: Introducer | None = None  # for direct paths
 
 
 class ListenerHandler(NamedTuple):
@@ -89,18 +94,25 @@ class ListenerHandler(NamedTuple):
     """The relay of SOCKS5 datagrams among them."""
     permission: Permission | None = None
     """What its clients may do; asked by the handlers for what is new."""
+    associating: Associating | None = None
+    """Serves UDP ASSOCIATE; None without it."""
 
 
 def make_handler(
-    config: ListenerConfig, state: RelayState | None, dependencies: HandlerDependencies
+    config: ListenerConfig,
+    state: RelayState | None,
+    announcer: Announcer,
+    dependencies: HandlerDependencies,
 ) -> ListenerHandler:
-    """Make the handlers of a listener.
+    """Make the handlers of a listener, for one of its addresses.
 
     `state` has the sessions of its datagrams; None without UDP.
     Raises ConfigError if a file of its TLS cannot be used.
     """
-    parts = _ListenerParts(config, state, dependencies)
-    handlers = _HANDLERS[config.protocol](parts)._replace(permission=parts.permission)
+    parts = _ListenerParts(config, state, announcer, dependencies)
+    handlers = _HANDLERS[config.protocol](parts)._replace(
+        permission=parts.permission, associating=parts.associating
+    )
     if handlers.handler is None or not (config.tls or config.proxy_protocol):
         return handlers
     gate = Gate(
@@ -125,39 +137,22 @@ def make_tls_handshake(config: TlsConfig) -> TlsHandshake:
     return partial(tls.accept, context=context)
 
 
-class _FailedLogins:
-    """Records the failed logins of one listener.  A LoginObserver."""
-
-    def __init__(self, listener: str, counter: Counter, log: Log) -> None:
-        self._listener, self._counter, self._log = listener, counter, log
-
-    def refused(self, client: str, user: str) -> None:
-        """Write the record of a login with a wrong user name or password."""
-        self._log.auth_failed(client, user, self._listener)
-
-    def unavailable(self, client: str, user: str, why: str) -> None:
-        """Count and record a login that could not be checked."""
-        refusal = Refusal("authentication", "unavailable", self._listener, client, "", why)
-        self._counter.refuse(refusal._replace(user=user))
-
-    def penalised(self, client: str, user: str) -> None:
-        """Count and record a login that is refused because of failed ones before."""
-        refusal = Refusal("authentication", "penalty", self._listener, client, "", "penalty")
-        self._counter.refuse(refusal._replace(user=user))
-
-
 class _ListenerParts:
     """The parts that the handlers of one listener share.  One method for each protocol."""
 
     def __init__(
-        self, config: ListenerConfig, state: RelayState | None, dependencies: HandlerDependencies
+        self,
+        config: ListenerConfig,
+        state: RelayState | None,
+        announcer: Announcer,
+        dependencies: HandlerDependencies,
     ) -> None:
         self._config = config
         self._dependencies = dependencies
         self._state = state
         self._clients = AllowedClients(*config.clients)
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        failed = _FailedLogins(config.name, counter, dependencies.log)
+        failed = FailedLogins(config.name, counter, dependencies.log)
         self._login = Login(
             dependencies.users,
             config.auth,
@@ -165,27 +160,25 @@ class _ListenerParts:
             dependencies.back_off,
             config.name,
             dependencies.external,
+            dependencies.passwords,
         )
         self.permission = Permission(
             config.name, self._login, self._clients, counter, dependencies.standing
         )
         self.permission.sources = make_sources(config, dependencies.binds)
-        announcements = [
-            Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
-            for item in config.announce
-        ]
-        announcer = Announcer(announcements, dependencies.resolver)
         self._binder = Binder(announcer, counter)
         self._streams: StreamUdpRelay | None = None
         self._udp: Socks5UdpRelay | None = None
+        self.associating: Associating | None = None
         router, observer = dependencies.router, dependencies.observer
         if state is not None:
-            idle, table, arenas = timeouts.tcp_idle, state.table, state.arenas
-            self._streams = StreamUdpRelay(
-                router, table, arenas, counter, observer, idle, self.permission
-            )
-            if config.protocol != "http":
+            parts = router, state.table, state.arenas, counter, observer, timeouts.tcp_idle
+            self._streams = StreamUdpRelay(*parts, self.permission)
+            self._streams.announcer = announcer
+            self._streams.introducer = dependencies.introducer
+            if config.protocol not in ("http", "tproxy"):
                 self._udp = Socks5UdpRelay(self.permission, router, state, announcer, counter)
+                self.associating = Associating(self._udp, counter)
         limits = PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice)
         accounts = dependencies.accounts
         self._outbound = Outbound(router, limits, counter, observer, accounts, self._streams)
@@ -215,60 +208,65 @@ class _ListenerParts:
 
     def tunnel(self) -> ListenerHandler:
         """Return the handler for agents of tunnels."""
-        return ListenerHandler(self._dependencies.bridge, None, None)
+        paths = self._dependencies.paths
+        packets = None if paths is None else paths.packets_from(self._clients)
+        return ListenerHandler(self._dependencies.bridge, packets, None)
 
     def tcp(self) -> ListenerHandler:
         """Make the handler of a fixed target, TCP."""
-        from netproxy.handler.forward import TcpForward  # late: few daemons have such a listener
+        from netproxy.handler.transparent.factory import make_forward  # late: few need it
 
-        forward = TcpForward(self._config.name, self._outbound, self._target, self.permission)
+        forward = make_forward(self._config, self._outbound, self.permission)
         return ListenerHandler(forward, None, None)
+
+    def sni(self) -> ListenerHandler:
+        """Make the handler that leads connections to targets and to other listeners."""
+        from netproxy.handler.sni.factory import make_sni  # late: as in tcp()
+
+        sni = self._dependencies.sni
+        assert sni is not None  # daemon.specs has set it
+        handler = make_sni(self._config, sni, self._outbound, self.permission)
+        return ListenerHandler(handler, None, None)
 
     def udp(self) -> ListenerHandler:
         """Make the handler of a fixed target, UDP."""
         from netproxy.handler.forward import UdpForward  # late: as in tcp()
 
-        assert self._state is not None  # config.read has seen to it
+        target = self._config.target
+        assert self._state is not None and target is not None  # config.read has seen to it
         forward = UdpForward(
             self._config.name,
             self._dependencies.router,
             self._state.table,
-            self._target,
+            target,
             self._clients,
             self._dependencies.counter,
             self.permission,
         )
         return ListenerHandler(None, forward, None)
 
+    def transparent(self) -> ListenerHandler:
+        """Make the handlers of what rules REDIRECT or TPROXY of the kernel lead here."""
+        from netproxy.handler.transparent.factory import make_transparent  # late: as in tcp()
+
+        parts = (self._state, self._dependencies, self._outbound, self.permission)
+        return ListenerHandler(*make_transparent(self._config, *parts), None)
+
     def dns(self) -> ListenerHandler:
         """Make the handler of DNS queries."""
-        # Imported late: few daemons have such a listener.
-        from netproxy.handler.dns.handler import DnsHandler
+        from netproxy.handler.dns.factory import make_dns  # late: as in tcp()
 
         dns = self._dependencies.dns
         assert dns is not None  # config.read has seen to it
-        handler = DnsHandler(
-            dns.source,
-            dns.cache,
-            self._clients,
-            dns.submit,
-            dns.arenas,
-            self._dependencies.counter,
-            self.permission,
-        )
+        handler = make_dns(dns, self._clients, self._dependencies.counter, self.permission)
         return ListenerHandler(handler, handler, None)
-
-    @property
-    def _target(self) -> Address:
-        assert self._config.target is not None  # config.read has seen to it
-        return self._config.target
 
     def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
         name, outbound, binder = self._config.name, self._outbound, self._binder
-        login = Socks5Login(self.permission, self._dependencies.counter)
+        login = Socks5Login(self.permission)
         return {
             ClientProtocol.SOCKS4: Socks4Handler(name, outbound, binder, self.permission),
-            ClientProtocol.SOCKS5: Socks5Handler(name, outbound, binder, self._udp, login),
+            ClientProtocol.SOCKS5: Socks5Handler(name, outbound, binder, self.associating, login),
         }
 
     def _by_first_byte(self, handlers: dict[ClientProtocol, Handler]) -> ListenerHandler:
@@ -295,4 +293,7 @@ _HANDLERS: dict[str, Callable[[_ListenerParts], ListenerHandler]] = {
     "udp": _ListenerParts.udp,
     "dns": _ListenerParts.dns,
     "tunnel": _ListenerParts.tunnel,
+    "redirect": _ListenerParts.transparent,
+    "tproxy": _ListenerParts.transparent,
+    "sni": _ListenerParts.sni,
 }

@@ -8,20 +8,22 @@ checked for each new client.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Hashable
 
-from netproxy.errors import DialError
+from netproxy.errors import DialError, StreamError
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import reached_address
+from netproxy.protocol.proxy_protocol import encode_header
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
+from netproxy.typed import TYPE_CHECKING, Hashable
 
 if TYPE_CHECKING:
     from netproxy.access.permission import Permission
     from netproxy.handler.outbound import Outbound
+    from netproxy.handler.transparent.sniffer import Sniffer
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.datagrams import Batch, DatagramSocket
@@ -41,26 +43,57 @@ class TcpForward:
         outbound: Outbound,
         target: Address,
         permission: Permission | None = None,
+        sniffer: Sniffer | None = None,
+        send_proxy: str = "",
     ) -> None:
-        """`permission` tells where flows leave from; None for a port of a tunnel's agent."""
+        """`permission` tells where flows leave from; None for a port of a tunnel's agent.
+
+        `sniffer` finds the names that clients want, None if nothing looks for them.
+        `send_proxy`: the PROXY header for the target, "v1" or "v2"; "" for none.
+        """
         self._permission = permission
+        self._sniffer = sniffer
+        self._send_proxy = send_proxy
         self._listener = listener
         self._outbound = outbound
         self._target = target
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Connect to the target and relay."""
-        stream.handshaking = False
         sources = self._permission.sources if self._permission is not None else None
         source = None if sources is None else sources.of("", stream.local_address)
-        flow = Flow("tcp", client, self._target, self._listener, "", source=source)
+        route = stream.port_route
+        flow = Flow(
+            "tcp", client, self._target, self._listener, "", source=source, port_route=route
+        )
+        if self._sniffer is not None:
+            flow = yield from self._sniffer.named(flow, stream)
+        return (yield from relay_to_target(self._outbound, flow, stream, self._send_proxy))
+
+
+def relay_to_target(
+    outbound: Outbound, flow: Flow, stream: Stream, send_proxy: str = ""
+) -> Handshake:
+    """Connect to the target of a flow, and relay; a client whose target fails is reset.
+
+    `send_proxy`: the PROXY header for the target, "v1" or "v2"; "" for none.
+    """
+    stream.handshaking = False
+    try:
+        connection = yield from outbound.connect(flow, stream)
+    except DialError:
+        # The client has no protocol that could tell it; the dial has been recorded.
+        stream.reset()
+        return None
+    if send_proxy:
         try:
-            connection = yield from self._outbound.connect(flow, stream)
-        except DialError:
-            # The client has no protocol that could tell it; the dial has been recorded.
+            header = encode_header(send_proxy, flow.client, stream.local_address())
+            connection.upstream.reply(header)
+        except StreamError:
+            connection.finish("reset")
             stream.reset()
             return None
-        return connection.accept(stream, b"")
+    return connection.accept(stream, b"")
 
 
 class UdpForward:
@@ -91,7 +124,7 @@ class UdpForward:
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         """Send datagrams of clients to the target.  Thread: the listener's reader."""
-        arena, spans = batch
+        arena, spans = batch.arena, batch.spans
         forward = self._table.forward
         entries = self._table.entries
         if len(spans) == 1:

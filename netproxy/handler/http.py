@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Sequence
 
 from netproxy.access.login import parse_basic
 from netproxy.errors import (
@@ -23,17 +21,19 @@ from netproxy.errors import (
     Reason,
     StreamError,
 )
-from netproxy.handler.http_exchange import RecordedError
 from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Refusal
-from netproxy.protocol import connect_udp, http1
+from netproxy.protocol import http1
+from netproxy.protocol.http import connect_udp
+from netproxy.protocol.http.http1_error import RecordedError, encode_error
+from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from netproxy.access.permission import Permission
     from netproxy.handler.http_forward import Forwarder
     from netproxy.handler.outbound import Outbound
-    from netproxy.handler.stream_udp import StreamUdpRelay
+    from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter
@@ -100,13 +100,15 @@ class HttpHandler:
             fields = [connect_udp.status_field(error.reason, PROXY_NAME)]
             if error.reason is Reason.LIMIT:
                 fields.append((b"Retry-After", b"%d" % RETRY_SECONDS))
-            text = error.reason.value if error.hop else error.said or error.reason.value
-            answer = connection.encode_error(http1.REPLIES[error.reason], text, fields)
+            text = error.why if error.hop else error.said or error.why
+            answer = connection.encode_error(http1.REPLIES[error.reason], text, fields, error.id)
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.
-        with suppress(StreamError):
+        try:
             stream.reply(answer)
+        except StreamError:
+            pass  # the client has gone
         yield from stream.close_staged()
         return None
 
@@ -116,10 +118,13 @@ class HttpHandler:
         """Return the response to a refused request; count and record it if nobody has yet."""
         challenge = [_CHALLENGE] if error.status == 407 else []
         counter, reason = "requests_refused", http1.PHRASES[error.status].lower()
-        if not isinstance(error, RecordedError):
+        if isinstance(error, RecordedError):
+            name = error.id
+        else:
             asked, host, decided = connection.asked(), client.host, str(error)
-            self._counter.refuse(Refusal(counter, reason, self._listener, host, asked, decided))
-        return connection.encode_error(error.status, str(error), challenge)
+            refusal = Refusal(counter, reason, self._listener, host, asked, decided)
+            name = self._counter.refuse(refusal)
+        return connection.encode_error(error.status, str(error), challenge, name)
 
     def _serve(self, connection: _HttpConnection, client: Address) -> Handshake:
         """Serve one request after the other."""
@@ -135,7 +140,8 @@ class HttpHandler:
             stream.handshaking = False
             sources = self._permission.sources
             source = None if sources is None else sources.of(user, stream.local_address)
-            flow = Flow("tcp", client, client, self._listener, user, (), stamp, source)
+            listener, route = self._listener, stream.port_route
+            flow = Flow("tcp", client, client, listener, user, (), stamp, source, port_route=route)
             stream.login = (user, stamp) if user else None
             if user:
                 self._permission.check(flow, connection.asked)
@@ -180,7 +186,6 @@ class HttpHandler:
             login = yield from self._login.authenticate(name, password, client, stream)
             if login is not None:
                 return login
-            self._counter.count("authentication", "refused")
             yield from self._login.delay_refusal(stream, client)
             raise RecordedError(407, WANTS_LOGIN)
         raise http1.HttpError(407, WANTS_LOGIN)
@@ -197,10 +202,10 @@ class _HttpConnection:
         self.kept: OutboundConnection | None = None
 
     def encode_error(
-        self, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()
+        self, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = (), name: str = ""
     ) -> bytes:
         is_head = self.request is not None and self.request.method == b"HEAD"
-        return http1.encode_error(status, message, extra, is_head)
+        return encode_error(status, message, extra, is_head, name)
 
     def asked(self) -> str:
         """Return method and authority of the request, for its record.

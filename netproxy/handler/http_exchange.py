@@ -9,7 +9,6 @@ fault decides the status: 4xx for the client, 5xx for the origin.
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING
 
 from netproxy.errors import (
     ClientLeft,
@@ -22,7 +21,7 @@ from netproxy.errors import (
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.protocol import http1
-from netproxy.protocol.http1_message import (
+from netproxy.protocol.http.http1_message import (
     NONE,
     Body,
     accepts_trailers,
@@ -36,10 +35,11 @@ from netproxy.protocol.http1_message import (
     upgrade_of,
 )
 from netproxy.relay.connection import wait_for_room
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream, Wait
-    from netproxy.protocol.http1_message import Framing
+    from netproxy.protocol.http.http1_message import Framing
     from netproxy.relay.connection import OutboundConnection
 
 # Seconds for the next BODY_STEP bytes of a body: a client that sends byte by byte must not
@@ -58,10 +58,6 @@ _ALLOWED = (b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
 
 class OriginGone(NetProxyError):
     """The origin closed before it answered."""
-
-
-class RecordedError(http1.HttpError):
-    """An error with a record of its own: that of a flow, or that of a wrong password (407)."""
 
 
 class Exchange:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
 
 from netproxy.errors import (
     ClientLeft,
@@ -22,10 +21,13 @@ from netproxy.errors import (
     StreamError,
 )
 from netproxy.handler.http import PROXY_NAME, RETRY_SECONDS
-from netproxy.handler.http_exchange import Exchange, OriginGone, RecordedError
+from netproxy.handler.http_exchange import Exchange, OriginGone
 from netproxy.interfaces.connections import Blocking, Steps, Wait
-from netproxy.protocol import connect_udp, http1
+from netproxy.protocol import http1
+from netproxy.protocol.http import connect_udp
+from netproxy.protocol.http.http1_error import RecordedError, error_body, id_fields
 from netproxy.relay.connection import CLIENT_LEFT, take_eviction
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.handler.outbound import Outbound
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
     from netproxy.relay.connection import OutboundConnection
 
+PSEUDONYM = b"netproxy-" + os.urandom(6).hex().encode()
+"""This daemon in Via fields, the same in all its processes (RFC 9110 section 7.6.3)."""
 # Safe methods: such a request is sent again if a kept connection has closed meanwhile.
 RETRIED = (b"GET", b"HEAD", b"OPTIONS")
 
@@ -44,7 +48,7 @@ class Forwarder:
         """Forward requests.  `idle`: seconds that an origin may be silent."""
         self._outbound = outbound
         self._idle = idle
-        self._pseudonym = b"netproxy-" + os.urandom(6).hex().encode()
+        self._pseudonym = PSEUDONYM
 
     def forward(
         self,
@@ -64,7 +68,7 @@ class Forwarder:
         if exchange.answered_here():
             outcome: OutboundConnection | Wait | None = kept
         else:
-            flow = flow._replace(target=exchange.origin.address)
+            flow = flow._replace(target=exchange.origin.address, command="http")
             outcome = yield from self._exchange(exchange, flow, kept)
         if client.open and not isinstance(outcome, Wait) and not exchange.persistent:
             yield from client.close_staged()
@@ -75,13 +79,13 @@ class Forwarder:
     ) -> Steps[OutboundConnection | Wait | None]:
         try:
             connection = yield from self._reuse(kept, flow)
-        except FlowRefused as error:
-            self._outbound.note_failure(flow, None, 0.0, error)
+        except FlowRefused as refused:
+            error = self._outbound.note_failure(flow, None, 0.0, refused)
             if _answer_limit(exchange, error):
                 return kept
             assert kept is not None
             kept.upstream.close()
-            raise
+            raise error from refused
         if connection is not None:
             try:
                 return (yield from self._run(exchange, connection))
@@ -107,8 +111,9 @@ class Forwarder:
                 return None
             gone = isinstance(error, (EndOfStream, StreamError))
             reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
+            name = ""
             if exchange.answered or not gone:
-                connection.finish("failed", fault=str(error))
+                name = connection.finish("failed", fault=str(error))
             else:
                 connection.finish("reset" if reset else "closed")
             if exchange.answered:
@@ -118,7 +123,7 @@ class Forwarder:
             if gone:
                 raise OriginGone(str(error)) from error
             if isinstance(error, http1.HttpError):
-                raise RecordedError(error.status, str(error)) from error
+                raise RecordedError(error.status, str(error), name) from error
             raise
 
     def _reuse(
@@ -130,33 +135,35 @@ class Forwarder:
         """
         if kept is None:
             return None
-        if kept.flow.target == flow.target:
-            router = self._outbound.router
-            try:
+        router = self._outbound.router
+        try:
+            flow = router.named(flow)
+            if kept.flow.target == flow.target:
                 route = router.route_without_blocking(flow)
                 if route is None:
                     route = yield Blocking(partial(router.route, flow))
                 if kept.may_serve(route):
                     return kept.again(route, self._outbound.accounts.open(flow, is_new=False))
-            except DialError as error:
-                if isinstance(error, FlowRefused) and error.reason is Reason.LIMIT:
-                    raise
-                # The next connect() fails in the same way, and records it.
+        except DialError as error:
+            if isinstance(error, FlowRefused) and error.reason is Reason.LIMIT:
+                raise
+            # The next connect() fails in the same way, and records it.
         kept.upstream.close()
         return None
 
 
-def _answer_limit(exchange: Exchange, error: FlowRefused) -> bool:
+def _answer_limit(exchange: Exchange, error: DialError) -> bool:
     """Answer a request that a limit refuses; False if the client's connection must end then."""
     if not (exchange.persistent and exchange.framing.empty):
         return False
-    body = f"{error.said}\n".encode()
+    body = error_body(error.said, error.id)
     fields = [
         (b"Content-Type", b"text/plain; charset=us-ascii"),
         (b"X-Content-Type-Options", b"nosniff"),
         (b"Content-Length", b"%d" % len(body)),
         connect_udp.status_field(error.reason, PROXY_NAME),
         (b"Retry-After", b"%d" % RETRY_SECONDS),
+        *id_fields(error.id),
     ]
     status = http1.REPLIES[error.reason]
     response = http1.HttpResponse(1, status, http1.PHRASES[status].encode(), fields)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from functools import partial
 from select import POLLOUT
-from typing import TYPE_CHECKING
 
 from netproxy.errors import ClientLeft, DialError, FlowRefused
-from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
+from netproxy.handler.datagrams.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Watched
-from netproxy.interfaces.flows import Flow, Record
+from netproxy.interfaces.flows import Failure, Flow, Record
 from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
 from netproxy.protocol import uot
 from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection, take_eviction, tell_route
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
@@ -52,6 +52,10 @@ class Outbound:
         self.observer = observer
         self.accounts = accounts
         self._datagrams = datagrams
+
+    def through(self, router: Router) -> Outbound:
+        """Return what opens connections in the same way, but by another router."""
+        return Outbound(router, self.limits, self.counter, self.observer, self.accounts)
 
     def tunnel(self, flow: Flow, client: Stream) -> Steps[OutboundConnection | UotStream]:
         """Return a connection to the flow's target, or a stream of datagrams for UoT.
@@ -101,6 +105,7 @@ class Outbound:
         """
         started, route, account = time.monotonic(), None, None
         try:
+            flow = self.router.named(flow)
             account = self.accounts.open(flow)
             route = yield from self._route_to_peer(flow)
             dialer, flow, _ = route
@@ -111,7 +116,7 @@ class Outbound:
             if account is not None:
                 account.close()
             if isinstance(error, DialError):
-                self.note_failure(flow, route, started, error)
+                raise self.note_failure(flow, route, started, error) from error
             raise
         route = route._replace(flow=flow._replace(target=peer))
         connection = OutboundConnection(self, route, stream, account, started)
@@ -130,21 +135,21 @@ class Outbound:
 
     def note_failure(
         self, flow: Flow, route: Route | None, started: float, error: DialError
-    ) -> None:
+    ) -> DialError:
         """Count and record a failed dial, or a flow that a limit refuses.
 
-        `route` is None if there was no upstream to dial.
+        `route` is None if there was no upstream to dial.  Return the error with its record's id.
         """
         if isinstance(error, FlowRefused):
-            self.counter.refuse(flow.refusal("requests_refused", error.said, error.decided))
-            return
-        self.counter.count("dial_failures", error.reason.value)
-        ended = str(error) if error.hop else error.reason.value
+            refusal = flow.refusal("requests_refused", error.said, error.decided)
+            return error.recorded_as(self.counter.refuse(refusal))
+        self.counter.count("dial_failures", error.why)
+        ended = str(error) if error.hop else error.why
         upstream, rule = (NO_UPSTREAM, "") if route is None else (route.dialer.name, route.rule)
         seconds, decided = time.monotonic() - started, error.decided_by(rule)
-        self.observer.finished(
-            Record(flow, upstream, 0, 0, seconds, ended, rule=rule, decided=decided)
-        )
+        record = Record(flow, upstream, 0, 0, seconds, ended, rule=rule, decided=decided)
+        record = record._replace(failure=Failure.of(error))
+        return error.recorded_as(self.observer.finished(record))
 
 
 class _Connect:
@@ -174,7 +179,7 @@ class _Connect:
     def begin(self) -> OutboundConnection | Progress:
         """Connect without blocking if the router and the dialer can."""
         try:
-            self._account = self._outbound.accounts.open(self._flow)
+            self._open_account()
             route = self._outbound.router.route_without_blocking(self._flow)
             if route is None:
                 return Progress.NEEDS_THREAD
@@ -186,8 +191,7 @@ class _Connect:
                 return Progress.NEEDS_THREAD
             pending = dialer.begin(route.flow)
         except DialError as error:
-            self._note_failure(error)
-            raise
+            raise self._note_failure(error) from error
         if pending is None:
             return Progress.NEEDS_THREAD
         self._pending = pending
@@ -237,7 +241,7 @@ class _Connect:
         """Route, unless begin() has done so, and dial; blocks."""
         try:
             if self._account is None:
-                self._account = self._outbound.accounts.open(self._flow)
+                self._open_account()
             if self._route is None:
                 self._route = self._outbound.router.route(self._flow)
                 if self._client is not None and self._client.trace is not None:
@@ -245,9 +249,16 @@ class _Connect:
             dialer, flow, _ = self._route
             stream = dialer.dial(flow)
         except DialError as error:
-            self._note_failure(error)
-            raise
+            raise self._note_failure(error) from error
         return self._connected(stream)
+
+    def _open_account(self) -> None:
+        """Find the name of the flow, and count it in.  Raises FlowRefused."""
+        asked, self._flow = self._flow.target, self._outbound.router.named(self._flow)
+        trace = None if self._client is None else self._client.trace
+        if trace is not None and self._flow.target is not asked:
+            trace.step("name", host=self._flow.target.host, seen_in="fake address")
+        self._account = self._outbound.accounts.open(self._flow)
 
     def _finish(self) -> OutboundConnection:
         assert self._pending is not None
@@ -255,8 +266,7 @@ class _Connect:
         try:
             stream = net_stream.Stream(pending.finish(), local=pending.local)
         except DialError as error:
-            self._note_failure(error)
-            raise
+            raise self._note_failure(error) from error
         return self._connected(stream)
 
     def _connected(self, stream: Stream) -> OutboundConnection:
@@ -269,10 +279,10 @@ class _Connect:
         self._outbound.observer.began(connection, time.monotonic() - self._started)
         return connection
 
-    def _note_failure(self, error: DialError) -> None:
+    def _note_failure(self, error: DialError) -> DialError:
         if self._account is not None:
             self._account.close()
         flow = self._flow if self._route is None else self._route.flow
         if self._client is not None and self._client.trace is not None:
             self._client.trace.step("failed", target=flow.target, error=error)
-        self._outbound.note_failure(flow, self._route, self._started, error)
+        return self._outbound.note_failure(flow, self._route, self._started, error)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import enum
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.connections import Blocking, Progress
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.interfaces.services import Refusal
-from netproxy.protocol.proxy_protocol import read_header
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -77,18 +76,21 @@ class SpsHandler:
     ) -> None:
         """Serve `handlers` of `listener`.  `packets` handles datagrams; None without UDP."""
         self._handlers = dict(handlers)
+        # By the first byte: an enum as a key is hashed by Python code each time.
+        self._by_first = [handlers.get(detect(first)) for first in range(256)]
         self._packets = packets
         self._counter = counter
         self._listener = listener
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Hand the connection to the handler of its protocol."""
-        protocol = detect((yield from stream.peek()))
-        handler = self._handlers.get(protocol)
+        first = yield from stream.peek()
+        handler = self._by_first[first]
         if stream.trace is not None:
-            stream.trace.step("protocol", protocol=protocol.value)
+            stream.trace.step("protocol", protocol=detect(first).value)
         if handler is not None:
             return (yield from handler.handle(stream, client))
+        protocol = detect(first)
         spoken = f"speaks {protocol.value}"
         known = self._handlers.keys() - {ClientProtocol.UNKNOWN}
         served = ", ".join(sorted(protocol.value for protocol in known))
@@ -120,6 +122,9 @@ class Gate:
 
         `listener` is the name in records.
         """
+        from netproxy.protocol.proxy_protocol import read_header  # late: few listeners need it
+
+        self._read_header = read_header
         self._handler = handler
         self._proxies = proxies
         self._clients = clients
@@ -130,7 +135,7 @@ class Gate:
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Handle a connection; the inner handler sees the client of the PROXY header."""
         if client.host in self._proxies:
-            client = (yield from read_header(ExactReader(stream))) or client
+            client = (yield from self._read_header(ExactReader(stream))) or client
             if decided := self._clients.refused_by(client.host):
                 key = "connections_refused", CLIENT_NOT_ALLOWED
                 self._counter.refuse(Refusal(*key, self._listener, client.host, "", decided))
@@ -149,7 +154,8 @@ class Gate:
 class ExactReader:
     """A Reader that receives no byte behind those it returns, and the need for its bytes.
 
-    TLS, which reads the socket itself, needs the bytes that follow.
+    TLS, which reads the socket itself, needs the bytes that follow.  Bytes that an sni listener
+    has left unread come first.
     """
 
     light = True
@@ -185,7 +191,8 @@ class ExactReader:
 
     def read_exactly(self, count: int) -> Steps[bytes]:
         """Read `count` bytes.  Raises EndOfStream."""
-        data = b""
+        ahead = min(count, len(self._stream.unread()))
+        data = (yield from self._stream.read_exactly(ahead)) if ahead else b""
         while len(data) < count:
             self._missing = count - len(data)
             if not (yield self):

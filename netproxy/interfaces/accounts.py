@@ -6,7 +6,8 @@ account's paces say how many bytes each direction may carry.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Protocol
+from netproxy.errors import FlowRefused, Reason
+from netproxy.typed import TYPE_CHECKING, Mapping, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow, LiveFlow
@@ -23,6 +24,37 @@ _REASONS: Mapping[str, str] = {
 def limit_reason(key: str) -> str:
     """Return the reason of what a limit refuses, by the limit's key in the configuration."""
     return _REASONS.get(key.rpartition(".")[2], SESSION_LIMIT)
+
+
+def refused_by(key: str) -> FlowRefused:
+    """Return the refusal of a flow by a limit, named by its key in the configuration."""
+    return FlowRefused(Reason.LIMIT, said=limit_reason(key), decided=key)
+
+
+class UserUsage(Protocol):
+    """What users have moved, as limits need it.  Thread: any; never blocks."""
+
+    def moved(self, user: str, up: int, down: int) -> None:
+        """Add bytes that a user has moved now, client to target and target to client."""
+
+    def used_up(self, user: str, quotas: Sequence[int | None]) -> bool:
+        """Return whether a quota of a user is used up: of today, this month or in total."""
+
+    def is_due(self, now: float) -> bool:
+        """Return whether running flows must tell now what they have moved; monotonic seconds."""
+
+
+class SharedGauge(Protocol):
+    """Counts what all worker processes have at the moment.  Thread: any; never blocks."""
+
+    def add(self, amount: int, client: str) -> None:
+        """Add to what this process has of a client (its host); `amount` may be negative."""
+
+    def sum(self) -> int:
+        """Return what all processes have."""
+
+    def of_client(self, client: str) -> int:
+        """Return what all processes have of a client."""
 
 
 class Pace(Protocol):

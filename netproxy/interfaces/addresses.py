@@ -7,7 +7,8 @@ Address is a target, its host in canonical text (protocol.host).
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import NamedTuple
+
+from netproxy.typed import NamedTuple
 
 V4_MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
 """The first 12 bytes of a v4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
@@ -39,6 +40,43 @@ class ActivationAddress(Address):
 
     def __str__(self) -> str:
         return self.host
+
+
+UNIX_PREFIX = "unix:"
+SOCKET_PATH_LIMIT = 107
+"""Bytes of the path of a UNIX socket: sockaddr_un holds 108, with the NUL at the end."""
+
+
+class UnixAddress(Address):
+    """A UNIX socket of this machine: `host` is "unix:/path", `port` is 0.
+
+    "unix:@name" is a socket without a file (an abstract one).
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, path: object) -> UnixAddress:
+        """Return the address of a path."""
+        return cls(f"{UNIX_PREFIX}{path}", 0)
+
+    @property
+    def path(self) -> str:
+        """The path of the socket's file; "" for a client."""
+        return self.host.removeprefix(UNIX_PREFIX)
+
+    @property
+    def sockaddr(self) -> str:
+        """What connect(2) takes: the path, or the name behind a NUL."""
+        path = self.path
+        return f"\0{path[1:]}" if path.startswith("@") else path
+
+    def __str__(self) -> str:
+        return self.host
+
+
+UNIX_CLIENT = UnixAddress(UNIX_PREFIX, 0)
+"""Every client of a UNIX socket: none of them has an address of its own."""
 
 
 def ip_text(packed: bytes) -> str:

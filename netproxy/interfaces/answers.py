@@ -6,7 +6,7 @@ later versions, but none is renamed or removed.  For type checkers only.
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypedDict
+from netproxy.typed import TypeAlias, TypedDict
 
 JsonObject: TypeAlias = dict[str, object]
 """A JSON object whose keys depend on the command."""
@@ -23,6 +23,10 @@ class FlowRow(TypedDict):
     """host:port, as `target`."""
     user: str
     target: str
+    name: str
+    """The name in the client's first bytes, or of its DNS query; "" for none."""
+    route: str
+    """The route of an sni listener: "listeners[0].routes[2]"; "" for none."""
     upstream: str
     age: float
     """Seconds since the flow began."""
@@ -34,6 +38,22 @@ class FlowRow(TypedDict):
     """Bytes, target to client."""
     datagrams_sent: int
     datagrams_received: int
+
+
+class MappingRow(TypedDict):
+    """A port that the router is asked to map."""
+
+    network: str
+    """ "tcp" or "udp"."""
+    port: int
+    external: str
+    """host:port where others reach it; "" if it is not mapped."""
+    how: str
+    """The protocol, and the router."""
+    left: float
+    """Seconds until the mapping ends unless it is renewed."""
+    fault: str
+    """Why it is not mapped, or not renewed; "" if all is well."""
 
 
 class ListenerRow(TypedDict):
@@ -48,6 +68,10 @@ class ListenerRow(TypedDict):
     """Connections of clients that are open."""
     accepted: int
     """Connections of clients that were admitted since the start."""
+    announced: list[str]
+    """The public addresses that `announce: auto` has found, as host:port."""
+    mappings: list[MappingRow]
+    """The ports of `port_mapping`."""
 
 
 class MemberRow(TypedDict):
@@ -64,8 +88,8 @@ class MemberRow(TypedDict):
     """Dials since the start."""
     failed: int
     """Dials that the upstream itself has made fail."""
-    latency: float
-    """Average seconds of a dial; 0 if not known."""
+    latency: float | None
+    """Average seconds of a dial; None if not known."""
     error: str
     """The last error; "" for none."""
 
@@ -94,6 +118,40 @@ class VerdictRow(TypedDict):
     """For how long the verdict holds."""
 
 
+class PathRow(TypedDict):
+    """The datagram path beside the control connection of a tunnel."""
+
+    up: bool
+    """True if datagrams go by it, False if they go by the work connections."""
+    rtt: float
+    """Seconds; 0 if not known."""
+    loss: float
+    """The part of this side's packets that is lost, 0 to 1."""
+    mtu: int
+    """Bytes of the largest packet that is known to pass."""
+    sent: int
+    """Bytes of packets, as `received`."""
+    received: int
+    too_long: int
+    """Datagrams that a work connection has carried because they do not fit into a packet."""
+    flows: int
+    """Work connections whose datagrams may go by the path."""
+
+
+class DirectRow(TypedDict):
+    """A direct path between a client and an agent, as one of three sees it."""
+
+    peer: str
+    """The other side, host:port as the bridge sees it; of a bridge: the client's user and
+    address, and the agent."""
+    state: str
+    """ "direct" or "relayed"; of a bridge also "trying"."""
+    rtt: float
+    """Seconds between client and agent, there and back; 0 if not known."""
+    flows: int
+    """Sessions whose datagrams may go by it."""
+
+
 class AgentSessionRow(TypedDict):
     """An agent that is connected to this daemon's bridge."""
 
@@ -101,8 +159,8 @@ class AgentSessionRow(TypedDict):
     client: str
     since: float
     """Seconds since the epoch."""
-    rtt: float
-    """Seconds of a ping there and back; 0 if not known."""
+    rtt: float | None
+    """Seconds of a ping there and back; None if not known."""
     exit: bool
     """True if the agent dials any target."""
     streams: int
@@ -118,6 +176,8 @@ class AgentSessionRow(TypedDict):
     sent: int
     """Bytes on the wire, as `received`."""
     received: int
+    path: PathRow | None
+    """None without a datagram path."""
 
 
 class OwnAgentRow(TypedDict, total=False):
@@ -129,11 +189,14 @@ class OwnAgentRow(TypedDict, total=False):
     """Failures in a row."""
     since: float
     """Seconds since the epoch."""
-    rtt: float
+    rtt: float | None
     idle: int
     opened: int
     ports: dict[str, str]
     """The outcome of each port that the agent has asked for."""
+    path: PathRow | None
+    direct: list[DirectRow]
+    """The direct paths to clients of the bridge."""
 
 
 class TunnelsAnswer(TypedDict):
@@ -141,6 +204,8 @@ class TunnelsAnswer(TypedDict):
 
     agents: list[AgentSessionRow]
     agent: OwnAgentRow | None
+    direct: list[DirectRow]
+    """The direct paths of the bridge's clients, and of this daemon's upstreams."""
 
 
 class Load(TypedDict):
@@ -266,7 +331,32 @@ class ReloadRow(TypedDict):
     fine: bool
 
 
-class StatusAnswer(Load):
+class WorkerRow(TypedDict):
+    """A worker process."""
+
+    index: int
+    """From 0."""
+    pid: int
+    """0 if there is no process at the moment."""
+    state: str
+    """ "serving", "starting", or "silent" if it does not answer."""
+    cpu: float
+    """The part of a processor core that it has used lately."""
+    memory: int
+    """Bytes; memory that processes share counts for each of them in part."""
+    connections: int
+    sessions: int
+    restarts: int
+    """Successors that were started in its place."""
+
+
+class WorkersShown(TypedDict, total=False):
+    """What answers have in addition if there are workers."""
+
+    workers: list[WorkerRow]
+
+
+class StatusAnswer(Load, WorkersShown):
     """The answer to `status`."""
 
     version: str
@@ -280,11 +370,103 @@ class StatusAnswer(Load):
     listeners: list[ListenerRow]
     counters: list[list[str | int]]
     """[name, reason, value] each."""
+    bytes: Directions
+    """Since the start, running flows included."""
+    events: list[tuple[str, str, int]]
+    """What was refused, dropped, not reached and the like since the start: what, why, how often."""
     lines: list[str]
     """What SIGUSR1 writes to the log."""
 
 
-class TrafficAnswer(Load):
+class IncidentRow(TypedDict):
+    """A refusal or a failure that is remembered; texts are "" for what is not known."""
+
+    id: str
+    """That of its record."""
+    at: float
+    """Seconds since the epoch."""
+    outdated: bool
+    """True if a reload has put another configuration into force since then."""
+    kind: str
+    """ "refused", "login", "failed" (a flow that never began) or "ended"."""
+    reason: str
+    listener: str
+    client: str
+    """Its address; of a flow with the port."""
+    user: str
+    network: str
+    asked: str
+    """What the client asked for: a target, or a request."""
+    name: str
+    """The name that was seen for a target that is an address."""
+    decided: str
+    """The rule, range, key of a limit, or error that has decided."""
+    rule: str
+    """The rule that chose the upstream."""
+    upstream: str
+    hop: str
+    """The proxy that failed or that reported the failure."""
+    addresses: list[str]
+    """The addresses that were looked up for a rule."""
+    tried: list[list[str]]
+    """The addresses that were dialled, each with its failure."""
+    seconds: float
+    """How long it took; 0 for a refusal."""
+
+
+class ExplainedIncident(IncidentRow):
+    """An incident with what the configuration in force tells of it."""
+
+    place: str
+    """Where what has decided is written, "file:line:column"; "" if unknown, as `rule_place`."""
+    rule_place: str
+    advice: str
+    """What to do; "" if the reason says it."""
+
+
+class WhyAnswer(TypedDict):
+    """The answer to `why`."""
+
+    incidents: list[ExplainedIncident]
+    """The oldest first."""
+    remembered: int
+    """How many incidents are remembered, of whatever kind, in each process at most `limit`."""
+    limit: int
+
+
+class TestStep(TypedDict):
+    """A step of a test."""
+
+    step: str
+    """One word, such as "rule", "found", "connecting", "hop", "connected" or "answer"."""
+    at: float
+    """Seconds since the test began."""
+    text: str
+
+
+class TestAnswer(TypedDict):
+    """The answer to `test`."""
+
+    fine: bool
+    seconds: float
+    steps: list[TestStep]
+    failure: ExplainedIncident | None
+    """Why it has failed; None if it has not."""
+
+
+class KnownAnswer(TypedDict):
+    """The answer to `known`: what of the configuration commands and shells want to know."""
+
+    users: list[str]
+    listeners: list[str]
+    upstreams: list[str]
+    """Those of the section, "direct", and one for each agent."""
+    agents: list[str]
+    stun: list[str]
+    """The STUN servers of all listeners."""
+
+
+class TrafficAnswer(Load, WorkersShown):
     """The answer to `traffic`, which netproxyctl top asks once a second."""
 
     at: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Hashable, TypeVar
+from netproxy.typed import Hashable, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")

@@ -1,21 +1,18 @@
 """Connections: readers, streams, and what a handler does with a connection.
 
-A handler writes its handshake once, as a generator over the codecs.  The generator
-yields a Need for everything that it cannot go on without: more bytes, a connection to a
-target, a call that may block.  A driver satisfies the need and resumes the generator
-with the result.  listener.handshake_driver has the driver: it runs a handshake on the poller's
-thread as long as nothing blocks, and on a pool thread from then on.
+A handler writes its handshake once, as a generator over the codecs.  The generator yields a
+Need for everything that it cannot go on without: more bytes, a connection to a target, a call
+that may block.  A driver (listener.handshake_driver) resumes the generator with the result: on
+the poller's thread as long as nothing blocks, and on a pool thread from then on.
 """
 
 from __future__ import annotations
 
 import enum
 import select
-from typing import (
+
+from netproxy.typed import (
     TYPE_CHECKING,
-    Any,
-    Callable,
-    Generator,
     Mapping,
     NamedTuple,
     Protocol,
@@ -26,8 +23,10 @@ from typing import (
 
 if TYPE_CHECKING:
     from socket import socket as TcpSocket
+    from typing import Any, Callable, Generator
 
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.flows import PortRoute
     from netproxy.interfaces.services import Trace
     from netproxy.interfaces.sockets import SocketCalls
 
@@ -83,7 +82,7 @@ class Need(Protocol):
         """Return the result; may block."""
 
 
-Steps: TypeAlias = Generator[Need, Any, T]
+Steps: TypeAlias = "Generator[Need, Any, T]"
 """A computation that yields needs and returns T.  Any: each need has its own result type."""
 
 
@@ -185,23 +184,19 @@ class Stream(Need, Reader, Protocol):
     socket: TcpSocket
     light: bool
     """True if its bytes cost so little that the poller's thread may handle them."""
-    plain: bool
-    """True if the peer's bytes are what the socket holds, False within TLS."""
-    handshaking: bool
-    """True until the client has said what it wants."""
-    deadline: float | None
-    """Monotonic; None without a limit."""
+    plain: bool  # the peer's bytes are what the socket holds; False within TLS
+    handshaking: bool  # until the client has said what it wants
+    hang_up: int  # events after which nothing can reach the peer (interfaces.sockets.HANG_UP)
+    deadline: float | None  # monotonic; None without a limit
     calls: SocketCalls[Any]
-    """The calls that read and write the socket.  Any: each kind of socket has its own."""
+    """What reads and writes the socket.  Any: each kind of socket has its own calls."""
     trace: Trace | None
     """Writes the steps of the connection to the log, at level debug; None at any other."""
-    member: str
-    """The member of a group that made the connection, "" without a group."""
+    member: str  # of the group that made the connection, "" without a group
     evicted: str
-    """Why the daemon ends the connection, "" if it does not.  The flow whose record says so
-    empties it, so that there is one record."""
-    login: tuple[str, object] | None
-    """The user of the client's last request and the stamp of the login; None without a user."""
+    """Why the daemon ends the connection, "" if it does not.  The record's flow empties it."""
+    login: tuple[str, object] | None  # user and stamp of the client's last request
+    port_route: PortRoute | None  # that an sni listener has chosen; None without one
 
     @property
     def open(self) -> bool:
@@ -212,6 +207,9 @@ class Stream(Need, Reader, Protocol):
 
     def move_to(self, other: Stream) -> None:
         """Hand socket and unread bytes over; only close() may follow."""
+
+    def replace(self, other: Stream) -> None:
+        """Close the socket, and go on with that of another stream."""
 
     def limit(self, seconds: float | None) -> None:
         """Give everything that follows `seconds` in total; None: no limit."""
@@ -242,6 +240,9 @@ class Stream(Need, Reader, Protocol):
 
     def unread(self) -> bytes:
         """Return the bytes that were read ahead."""
+
+    def put_back(self, data: bytes) -> None:
+        """Make bytes that were read unread again."""
 
     def read_ahead(self) -> bool:
         """Keep what has come; return False at the end of the stream."""
@@ -283,7 +284,7 @@ class Stream(Need, Reader, Protocol):
         """Close the socket."""
 
 
-Handshake: TypeAlias = Steps["Wait | None"]
+Handshake: TypeAlias = "Steps[Wait | None]"
 """A handler at work on one connection.  It returns what the connection waits for afterwards,
 None if the connection has ended."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
 
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, ip_text, pack_ip
+from netproxy.typed import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 

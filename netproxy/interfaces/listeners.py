@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Mapping, Protocol, Sequence
-
 from netproxy.interfaces.networks import NetworkSet
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, Protocol, Sequence
 
 if TYPE_CHECKING:
+    from socket import socket as Socket
+
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import PacketHandler
     from netproxy.interfaces.networks import HostSet, IpNetwork
 
     _NetworkList = tuple[Sequence[IpNetwork], Sequence[IpNetwork]]
@@ -47,6 +49,10 @@ def decided_by(refusal: str, user: str = "") -> str:
     return DECIDED_BY.get(refusal, "").replace("NAME", user)
 
 
+TAKEN_MARK = 0x4E50
+"""The mark of packets that a rule TPROXY has taken, in the rules of netproxyctl nft."""
+
+
 class AllowedClients:
     """The client addresses that may connect to a listener or a port.  Immutable; any thread."""
 
@@ -82,6 +88,13 @@ class AllowedClients:
 ALL_CLIENTS = AllowedClients()
 
 
+class AgentPackets(Protocol):
+    """Takes the datagrams of tunnels' agents (tunnel.path.bridge)."""
+
+    def packets_from(self, clients: AllowedClients) -> PacketHandler:
+        """Return what takes them at a listener for these clients."""
+
+
 class Resident(Protocol):
     """A connection that has entered, and can end for one of another client.  Hashable."""
 
@@ -105,15 +118,39 @@ class Admission(Protocol):
 
     residents: dict[Resident, None]
     """Where a connection that has entered adds itself."""
+    counts_here: bool
+    """False if another process counts the connections."""
 
     def enter(self, client: str) -> str:
         """Count one connection of a client address in; return "" or, in words, why not."""
+
+    def take_over(self, client: str) -> None:
+        """Count a connection in that another process has admitted."""
 
     def decided_by(self, refusal: str, client: str) -> str:
         """Return what has decided a refusal of enter(): a key of the configuration, or ""."""
 
     def leave(self, client: str, resident: Resident | None = None) -> None:
         """Count a connection out that enter() has counted in; `resident` if it added itself."""
+
+
+class GivenSockets(Protocol):
+    """Sockets that were bound for this process: by the service manager, or by its parent.
+
+    Other processes have the same sockets: they must never be shut down.
+    """
+
+    def take(self, network: str, address: Address) -> Socket | None:
+        """Return a duplicate of the socket of an address, None if it is not given.
+
+        `network`: "tcp" or "udp".  Raises ListenError if it should be given, but is not.
+        """
+
+    def is_served(self, network: str, address: Address) -> bool:
+        """Return whether this process serves an address: it may be given to another one alone."""
+
+    def close(self) -> None:
+        """Close the originals."""
 
 
 class Listener(Protocol):
@@ -123,8 +160,17 @@ class Listener(Protocol):
     """ "tcp" or "udp"."""
     address: Address
 
-    def start(self) -> None:
-        """Start the thread.  Raises RuntimeError if there is none to be had."""
+    def start(self, held: bool = False) -> None:
+        """Start the thread.  Raises RuntimeError if there is none to be had.
+
+        `held`: it takes nothing before begin().
+        """
+
+    def begin(self) -> None:
+        """Take what comes from now on."""
+
+    def halt(self) -> None:
+        """Begin to stop, without waiting: many listeners are halted before any is stopped."""
 
     def stop(self) -> None:
         """Stop; after this returns nothing new is taken."""

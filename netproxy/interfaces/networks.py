@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import Iterable, Iterator, NamedTuple, Protocol, Sequence
 
-from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, ip_text, pack_ip
+from netproxy.interfaces.addresses import UNIX_PREFIX, V4_MAPPED_PREFIX, ip_text, pack_ip
+from netproxy.typed import Iterable, Iterator, NamedTuple, Protocol, Sequence
 
 _EXPECTED = "(expected an address or CIDR, such as 10.0.0.0/8)"
 _V4_MAPPED = int.from_bytes(V4_MAPPED_PREFIX, "big")
@@ -203,5 +203,5 @@ _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a literal address is a loopback address of this machine."""
-    return any_holds(_LOOPBACK, host)
+    """Return whether a host is a loopback address, or a UNIX socket, of this machine."""
+    return host.startswith(UNIX_PREFIX) or any_holds(_LOOPBACK, host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence
+from netproxy.typed import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from socket import socket as TcpSocket
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.networks import IpNetwork
 
-WEEK_MINUTES = 7 * 24 * 60
-"""The minutes of a week, which `hours` in a rule are counted in, from Monday 00:00."""
-
 
 class Dialer(Protocol):
     """An upstream.  It wraps the dialer of the hop before it, so that a chain needs no engine."""
@@ -26,10 +23,16 @@ class Dialer(Protocol):
     """Some of "tcp", "udp" and "bind"."""
     refusal: Reason
     """The reason of the DialError for what the upstream does not carry."""
-    symmetric: bool
-    """True if a packet connection reaches only the target of the flow it was dialled for."""
     resolves_names: bool
     """True if the upstream resolves names itself.  Otherwise the flow's addresses are dialled."""
+
+    @property
+    def symmetric(self) -> bool:
+        """True if a packet connection is for its flow's target alone, as far as is known."""
+
+    @property
+    def knows_bound(self) -> bool:
+        """True if packet connections may know PacketConn.bound; one for a name may not."""
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target.  Blocks.  Raises DialError."""
@@ -106,6 +109,12 @@ class UserUpstreams(Protocol):
 class Router(Protocol):
     """Chooses the upstream of a flow.  Thread: any."""
 
+    def named(self, flow: Flow) -> Flow:
+        """Return the flow with the name that its client wants, as route() and records need it.
+
+        Never blocks.  Raises FlowRefused for a fake address without a name.
+        """
+
     def route(self, flow: Flow) -> Route:
         """Decide; may block for a name lookup.
 
@@ -139,11 +148,43 @@ class Resolver(Protocol):
         """
 
 
+class NameMemory(Protocol):
+    """Which client was told which address for which name.  Thread: any; never blocks."""
+
+    def note(
+        self, client: str, addresses: Sequence[str], name: str, until: float, now: float
+    ) -> None:
+        """Remember the name of addresses for a client until a time, in monotonic seconds."""
+
+    def find(self, client: str, address: str, now: float) -> str:
+        """Return the name that a client last asked for and got an address, "" for none."""
+
+
+class FakeAddresses(Protocol):
+    """The addresses that dns listeners answer in place of those of names."""
+
+    def name(self, host: str, client: str) -> str | None:
+        """Return the name of a fake address that a client (its host) uses, "" if it has none.
+
+        Returns None for all other hosts.
+        """
+
+
+class NamedFlows(Protocol):
+    """Names for flows to an address."""
+
+    def named(self, flow: Flow) -> Flow:
+        """Return the flow with its name, if there is one.  Never blocks.  Raises FlowRefused."""
+
+
 class DnsSource(Protocol):
     """Where answers come from.  resolver.forwarder.DnsForwarder is the implementation."""
 
-    def answer(self, query: bytes) -> bytes | None:
-        """Return the answer if it needs no server, else None.  Raises ProtocolError."""
+    def answer(self, query: bytes, client: str) -> bytes | None:
+        """Return the answer if it needs no server, else None.  `client` is the host that asks.
+
+        Raises ProtocolError, QueryRefused.
+        """
 
     def forward(self, query: bytes, seconds: float) -> bytes:
         """Return the answer of a server, SERVFAIL if none answers within `seconds`.
@@ -158,11 +199,14 @@ class DnsCache(Protocol):
     A key is that of dns_message.cache_key(); `now` is in monotonic seconds.
     """
 
-    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
-        """Return the cached answer to a query with this key, None if there is none.
+    def ready(self, query: bytes, now: float) -> bytes | None:
+        """Return a cached answer if it is at hand, without reading the query; else None.
 
-        Takes no lock, because it is called for every datagram.
+        Takes no lock, as find(): both are called for every datagram.
         """
+
+    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
+        """Return the cached answer to a query with this key, None if there is none."""
 
     def keep(self, key: bytes, message: bytes, now: float) -> None:
         """Cache an answer for as long as its TTLs allow."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol, Sequence
+
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -18,6 +19,48 @@ class DaemonState(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+class AccessFileName(NamedTuple):
+    """The file that the records of finished flows go to, and their form."""
+
+    path: str = ""
+    """ "" if they go to the log."""
+    form: str = "text"
+    """ "text", "json", "clf" (Common Log Format) or "squid" (its native form)."""
+    place: str = ""
+    """Where the path is written, for errors."""
+
+
+NO_ACCESS_FILE = AccessFileName()
+
+
+DOMAINS, NETWORKS = "domain_file", "ip_file"
+"""Kinds of lists: the keys of rules that name them."""
+
+
+class FetchedPath(str):
+    """The path of the copy of a list that is fetched.  There is none before the first time."""
+
+    __slots__ = ()
+
+
+class RemoteList(NamedTuple):
+    """A list that is fetched by HTTPS."""
+
+    url: str
+    path: FetchedPath
+    kind: str
+    """DOMAINS or NETWORKS."""
+    refresh: float
+    """Seconds between two times that it is fetched."""
+    sha256: str = ""
+    """The checksum that it must have, in hexadecimal digits; "" for any."""
+
+    @property
+    def name(self) -> str:
+        """The URL for messages: without its query, which may have a token."""
+        return self.url.partition("?")[0]
 
 
 class Log(Protocol):
@@ -88,8 +131,8 @@ class Counter(Protocol):
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         """Add `amount`."""
 
-    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
-        """Count `amount` refusals, and write their record."""
+    def refuse(self, refusal: Refusal, amount: int = 1) -> str:
+        """Count `amount` refusals, and write their record; return its id, "" without a record."""
 
     def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
         """Count `amount` refusals of a client's host if they get no record now.

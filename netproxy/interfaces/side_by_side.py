@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import select
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.connections import Progress
+from netproxy.typed import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Descriptor, Need, Ready, Steps, Watched

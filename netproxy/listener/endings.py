@@ -6,11 +6,10 @@ its protocol, has a record as well.  Thread: any; nothing here waits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
+from netproxy.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

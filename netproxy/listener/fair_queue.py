@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from netproxy.interfaces.fairness import FairTable, client_key
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.fairness import ClientTask
@@ -25,10 +25,18 @@ class FairQueue:
 
     def __init__(self, pool: ThreadPool, waiting_limit: int) -> None:
         """Use all threads of `pool`; at most `waiting_limit` tasks wait for one."""
-        self._pool = pool
+        self._pool, self._waiting_limit = pool, waiting_limit
+        self._begin()
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a process that was forked, as the pool does."""
+        self._pool.begin_in_child()
+        self._begin()
+
+    def _begin(self) -> None:
         # Guards everything below.
         self._lock = threading.Lock()
-        self._waiting: FairTable[ClientTask] = FairTable(waiting_limit)
+        self._waiting: FairTable[ClientTask] = FairTable(self._waiting_limit)
         # Tasks that run, in total and by client.
         self._running = 0
         self._running_by_client: dict[str, int] = {}

@@ -12,12 +12,12 @@ from __future__ import annotations
 from functools import partial
 import time
 from select import POLLIN
-from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
 from netproxy.interfaces.connections import Events, Progress, Wait
 from netproxy.listener.endings import note_fault, refuse
 from netproxy.net.stream import poll_watched
+from netproxy.typed import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from netproxy.listener.poller import Poller
     from netproxy.listener.pool import ThreadPool
 
-# Seconds that a pool thread waits for a need before it gives the connection to the poller:
-# taking it back costs two changes of threads.
+# Seconds that a pool thread waits for a need before the poller does: two changes of threads more.
 STAY_SECONDS = 0.1
-# Needs that a handshake may still have, and that all fail, when no thread can be had for it.
+# Needs that a handshake may still have, which all fail, when no thread can be had for it.
 GIVE_UP_LIMIT = 16
 
 
@@ -112,8 +111,7 @@ class Connection:
                 self.left_handshake()
             del self.handshake  # its memory is free from now on
             self.need = self._wait = None
-            wait: Wait | None = stop.value
-            return wait
+            return stop.value  # type: ignore[no-any-return]  # what a handshake returns
 
     def _wait_for_bytes(self, blocking: bool) -> Wait:
         stream = self.stream
@@ -231,26 +229,20 @@ class Serving:
     """Drives all connections of the daemon.  Thread: any."""
 
     def __init__(self, pool: ThreadPool, poller: Poller, counter: Counter, log: Log) -> None:
-        self.pool, self._poller = pool, poller
-        self.counter, self.log = counter, log
+        self.pool, self.poller, self.counter, self.log = pool, poller, counter, log
 
-    def begin(self, connection: Connection, handshake: Handshake) -> None:
-        """Serve a connection, beginning on this thread.  Never blocks."""
+    def begin(self, connection: Connection, handshake: Handshake, sent: bool = False) -> None:
+        """Begin a connection on this thread; `sent`: bytes may have come.  Never blocks."""
         connection.serving = self
         connection.handshake = handshake
-        self.counter.count("connections", "accepted")
         try:
             wait = connection.run(handshake.send, None, False)
+            if sent and wait is not None and wait.step is not None:
+                wait = wait.step(connection.stream.socket.fileno(), POLLIN)
         except Exception as error:
             self.end(connection, error)
             return
-        if wait is None:
-            self.end(connection, None)
-            return
-        try:
-            self._poller.watch(wait, connection)
-        except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
-            self.resume_unwatched(connection, wait, error)
+        self._follow(connection, wait)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on on a pool thread, however many wait there; without one the connection ends."""
@@ -285,16 +277,23 @@ class Serving:
             connection.ended()
 
     def _go_on(self, connection: Connection, wait: Wait, ready: bool) -> None:
-        """Go on with a wait, on a pool thread, and watch for what it returns."""
+        """Go on with a wait, on this pool thread, and watch for what it returns."""
         try:
             following = wait.resume(ready)
+            # Such a wait asks for a pool thread, as this one is.
+            while following is not None and not following.watched and following.seconds is None:
+                following = following.resume(True)
         except Exception as error:
             self.end(connection, error)
             return
-        if following is None:
+        self._follow(connection, following)
+
+    def _follow(self, connection: Connection, wait: Wait | None) -> None:
+        """Watch for what a connection waits for; end it if that is nothing."""
+        if wait is None:
             self.end(connection, None)
             return
         try:
-            self._poller.watch(following, connection)
+            self.poller.watch(wait, connection)
         except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
-            self.resume_unwatched(connection, following, error)
+            self.resume_unwatched(connection, wait, error)

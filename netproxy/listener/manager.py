@@ -8,11 +8,10 @@ A listener whose network and address stay the same keeps its socket.  Thread: ma
 
 from __future__ import annotations
 
-from typing import Any, Callable, Generic, Mapping, Sequence, TypeVar
-
 from netproxy.errors import ListenError
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.addresses import Address, UnixAddress
 from netproxy.interfaces.listeners import Listener
+from netproxy.typed import Any, Callable, Generic, Mapping, Sequence, TypeVar
 
 PORT_TRIES = 16
 """How many ports are tried for a group before its last one must be free for TCP and UDP alike."""
@@ -60,7 +59,7 @@ class BoundListeners(Generic[L]):
         """`pairs`: all listeners with their specs; `fresh`: those that were not there before."""
         before = manager.listeners
         self._manager = manager
-        self._pairs = list(pairs)
+        self.pairs = list(pairs)
         self.fresh = list(fresh)
         self.listeners = [listener for _, listener in pairs]
         staying = {id(listener) for listener in self.listeners}
@@ -68,14 +67,21 @@ class BoundListeners(Generic[L]):
         """The running listeners that the new configuration does not want."""
 
     def commit(self) -> None:
-        """Configure the listeners that stay, then stop those that are gone, the last first."""
+        """Configure the listeners that stay, then stop those that are gone, the last first.
+
+        The new ones wait for begin().
+        """
         fresh = {id(listener) for listener in self.fresh}
-        for spec, listener in self._pairs:
+        for spec, listener in self.pairs:
             if id(listener) not in fresh:
                 spec.configure(listener)
-        self._manager.pairs = self._pairs
-        for listener in reversed(self.gone):
-            listener.stop()
+        self._manager.pairs = self.pairs
+        _stop(self.gone)
+
+    def begin(self) -> None:
+        """Have the new listeners take what comes; after commit(), once all else is in force."""
+        for listener in self.fresh:
+            listener.begin()
 
     def discard(self) -> None:
         """Stop the new listeners, the last first."""
@@ -127,8 +133,7 @@ class ListenerManager(Generic[L]):
         """Stop the listeners of these networks, the last first, and return them."""
         gone = [listener for spec, listener in reversed(self.pairs) if spec.network in networks]
         self.pairs = [pair for pair in self.pairs if pair[0].network not in networks]
-        for listener in gone:
-            listener.stop()
+        _stop(gone[::-1])
         return gone
 
     def _bind_group(self, group: Sequence[ListenerSpec], kept_port: int) -> list[L]:
@@ -163,19 +168,22 @@ def _start(pairs: Sequence[tuple[ListenerSpec, L]], fresh: Sequence[L]) -> None:
             spec.configure(listener)
     try:
         for listener in fresh:
-            listener.start()
+            listener.start(held=True)
     except RuntimeError as error:  # can't start new thread
         raise ListenError(f"cannot start a listener: {error}") from error
 
 
 def _stop(listeners: Sequence[L]) -> None:
+    for listener in listeners:
+        listener.halt()
     for listener in reversed(listeners):
         listener.stop()
 
 
 def _identity(spec: ListenerSpec) -> tuple[str, Address, str]:
     """Return what a running listener is recognized by; for port 0 its group belongs to it."""
-    return spec.network, spec.address, "" if spec.address.port else spec.group
+    has_place = spec.address.port or isinstance(spec.address, UnixAddress)
+    return spec.network, spec.address, "" if has_place else spec.group
 
 
 def _refuse_duplicates(specs: Sequence[ListenerSpec]) -> None:

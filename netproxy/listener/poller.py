@@ -14,16 +14,14 @@ import os
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Callable
 
 from netproxy.listener.watch import NEVER, Deadlines, Watch
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Wait
     from netproxy.interfaces.services import Log
     from netproxy.listener.watch import WaitOwner
-
-    Step = Callable[[int, int], Wait | None]
 
 TICK = 1.0
 """Seconds between two looks at all deadlines."""
@@ -43,17 +41,16 @@ class Poller:
         # Guards _watches, what the epoll watches, and writing to the wake-up pipe.
         self._lock = threading.Lock()
         self._watches: dict[int, Watch] = {}
-        # The deadlines before the next look.
-        self._near = Deadlines()
-        self._stopping = False
-        self._releasing_idle = False
-        # Monotonic; written by the poller's thread alone.
-        self._next_look = 0.0
+        self.accepting: set[WaitOwner] = set()  # of listening sockets: no connections
+        self._near = Deadlines()  # those before the next look
+        self._stopping = self._releasing_idle = False
+        self._next_look = 0.0  # monotonic; written by the poller's thread alone
         self.thread = threading.Thread(target=self._run, name="poller", daemon=True)
 
     def __len__(self) -> int:
         """Return the number of connections that wait."""
-        return len({id(watch) for watch in list(self._watches.values())})
+        watches = {id(watch): watch for watch in list(self._watches.values())}
+        return sum(watch.owner not in self.accepting for watch in watches.values())
 
     @property
     def watched(self) -> int:
@@ -69,6 +66,8 @@ class Poller:
         self._epoll = select.epoll()
         os.set_blocking(self._wake_up_write, False)
         self._epoll.register(self._wake_up_read, select.EPOLLIN)
+        # Made anew: one of before a fork counts as ended in the child.
+        self.thread = threading.Thread(target=self._run, name="poller", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
@@ -107,7 +106,7 @@ class Poller:
             raise ValueError("the poller has not been started")
         with self._lock:
             try:
-                for descriptor, events in watch.descriptors.items():
+                for descriptor, (_, events) in watch.descriptors.items():
                     # On Linux the events are those of poll(2).
                     epoll.register(descriptor, events | once)
                     self._watches[descriptor] = watch
@@ -125,39 +124,39 @@ class Poller:
         self._release([watch for watch in list(self._watches.values()) if watch.wait.idle], False)
 
     def _run(self) -> None:
-        epoll = self._epoll
+        epoll, near = self._epoll, self._near
         assert epoll is not None  # start() has opened it
+        now = time.monotonic()
         while not self._stopping:
-            next_look = self._next_look
-            until = min(self._near.first, next_look)
-            events = epoll.poll(min(TICK, max(0.0, until - time.monotonic())))
+            if now >= near.first:
+                self._wake_late(near.take(now), now)
+            if now >= self._next_look:
+                self._look(now)
+            # A look may come late by the time that the last events have taken.
+            seconds = self._next_look - now
+            if near.first < self._next_look:
+                seconds = max(0.0, near.first - time.monotonic())
+            events = epoll.poll(seconds)
             now = time.monotonic()
             for descriptor, event in events:
                 if descriptor == self._wake_up_read:
                     os.read(descriptor, WAKE_UPS)
-                else:
-                    self._handle_event(descriptor, event, now)
-            if now >= self._near.first:
-                self._wake_late(self._near.take(now), now)
-            if now >= next_look:
-                self._look(now)
+                else:  # a frame of its own, so that no watch is kept
+                    self._step(None, descriptor, event, now)
 
-    def _handle_event(self, descriptor: int, event: int, now: float) -> None:
-        """Go on with what watches a descriptor; a frame of its own, so that nothing is kept."""
-        with self._lock:  # a watch that is being added has all its descriptors registered then
-            watch = self._watches.get(descriptor)
+    def _step(self, watch: Watch | None, descriptor: int, event: int, now: float) -> None:
+        """Go on with a watch after an event; None: with the one that watches the descriptor."""
         if watch is None:
-            return
-        if watch.wait.step is None:
-            self._release([watch], True)
-        else:
-            self._step(watch, watch.wait.step, descriptor, event, now)
-
-    def _step(self, watch: Watch, step: Step, descriptor: int, event: int, now: float) -> None:
-        """Make a step, and watch for what it returns."""
+            with self._lock:  # a watch that is being added has all its descriptors registered then
+                watch = self._watches.get(descriptor)
+            if watch is None:
+                return
         wait = watch.wait
+        if wait.step is None:
+            self._release([watch], True)
+            return
         try:
-            following = step(descriptor, event)
+            following = wait.step(descriptor, event)
         except Exception as error:
             self._forget(watch, closed=False)
             self._end(watch, error)
@@ -190,7 +189,7 @@ class Poller:
             if not wait.timed or wait.step is None:
                 self._release([watch], False)
             elif self._is_watched(watch):
-                self._step(watch, wait.step, NO_DESCRIPTOR, 0, now)
+                self._step(watch, NO_DESCRIPTOR, 0, now)
 
     def _is_watched(self, watch: Watch) -> bool:
         """Return whether a watch has not ended."""
@@ -234,9 +233,7 @@ class Poller:
 
         A relay passes here whenever a side ends.  A wait that cannot be watched is woken.
         """
-        before = watch.descriptors
-        watch.wait = wait
-        watch.descriptors = {watched.fileno(): events for watched, events in wait.watched}
+        before = watch.follow(wait)
         # `now` is that of a whole batch of steps: a pause would end too early, and in vain.
         since = time.monotonic() if wait.timed else now
         watch.deadline = NEVER if wait.seconds is None else since + wait.seconds
@@ -246,20 +243,34 @@ class Poller:
         assert epoll is not None
         try:
             with self._lock:
-                for descriptor in before.keys() - watch.descriptors.keys():
+                for descriptor in before:
+                    if descriptor in watch.descriptors:
+                        continue
                     # One that was closed may already belong to another connection.
                     if self._watches.get(descriptor) is watch:
                         del self._watches[descriptor]
                         self._unregister(descriptor)
-                for descriptor, events in watch.descriptors.items():
-                    if descriptor not in before:
+                for descriptor, (watched, events) in watch.descriptors.items():
+                    known = before.get(descriptor)
+                    if known is None:
                         epoll.register(descriptor, events)
                         self._watches[descriptor] = watch
-                    elif events != before[descriptor]:
+                    elif watched is not known[0]:
+                        # A step may close what it has waited for; another one has its number.
+                        self._renew(descriptor, events)
+                    elif events != known[1]:
                         epoll.modify(descriptor, events)
         except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
             self._forget(watch, closed=False)
             watch.owner.cannot_watch(wait, error)
+
+    def _renew(self, descriptor: int, events: int) -> None:
+        """Watch a number that belongs to another object now, perhaps to another file."""
+        assert self._epoll is not None
+        try:
+            self._epoll.modify(descriptor, events)
+        except FileNotFoundError:  # the kernel has forgotten the closed file
+            self._epoll.register(descriptor, events)
 
     def _forget(self, watch: Watch, closed: bool) -> bool:
         """Stop watching; return whether it was still watched.

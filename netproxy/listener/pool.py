@@ -8,13 +8,13 @@ and name lookups.
 
 from __future__ import annotations
 
-import queue
+from _queue import Empty, SimpleQueue  # without queue, which costs 0.1 MiB
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Callable, TypeAlias
 
 from netproxy.interfaces.fairness import client_key
+from netproxy.typed import TYPE_CHECKING, Callable, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
@@ -49,8 +49,12 @@ class ThreadPool:
         self.limit = limit
         self._waiting_limit = waiting_limit
         self._log = log
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._eager = eager
+        self.begin_in_child()
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a process that was forked: the threads are those of its parent."""
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         # Guards all below.
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -82,7 +86,7 @@ class ThreadPool:
                 elif not self._grow() and not self._threads:
                     return False
             self._busy += 1
-            full = self._busy > self.limit
+            full = self._busy > self.limit and self._busy - self._is_own_thread() > self.limit
             if client and self._busy > len(self._threads):
                 self._turns.setdefault(client_key(client), deque()).append(task)
                 task = self._run_next
@@ -116,6 +120,10 @@ class ThreadPool:
     def busy(self) -> int:
         """The number of tasks that run or wait."""
         return self._busy
+
+    def _is_own_thread(self) -> bool:
+        """Return whether a thread of the pool asks: the task that it runs is about to end."""
+        return threading.current_thread() in self._threads
 
     def _run_next(self) -> None:
         """Run a task of the client whose turn it is."""
@@ -175,7 +183,7 @@ class ThreadPool:
         while True:
             try:
                 task = self._tasks.get(timeout=IDLE_SECONDS)
-            except queue.Empty:
+            except Empty:
                 with self._lock:
                     if self._busy >= len(self._threads):
                         # A task that was submitted just now counts on this thread.

@@ -13,9 +13,9 @@ OpenSSH's MaxStartups does: that would only meet clients that take nothing from 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
 
 from netproxy.interfaces.fairness import FairTable, client_key
+from netproxy.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

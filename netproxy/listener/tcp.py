@@ -1,175 +1,186 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
 It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
-are driven by listener.handshake_driver, and handshakes may be shed (listener.shedding).
+are driven by listener.handshake_driver, and handshakes may be shed (listener.shedding).  While
+it is busy the poller's thread accepts (listener.busy).
 """
 
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import socketserver
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
-from netproxy.interfaces.listeners import EVICTED
 from netproxy.interfaces.services import Refusal
-from netproxy.listener.accepted import Accepted
+from netproxy.listener.accepted import Accepted, CountedElsewhere, Lifetime
+from netproxy.listener.busy import BusyAccept
 from netproxy.listener.endings import refuse
 from netproxy.listener.shedding import Handshakes
 from netproxy.listener.handshake_driver import Serving
+from netproxy.listener.sockets.accept_wait import AcceptWait, SharedAcceptWait, note_accept_error
 from netproxy.net import syscalls
-from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
-from netproxy.net.socket_options import LOOK_SECONDS, tune
+from netproxy.net.address import family_and_sockaddr, from_sockaddr, is_unspecified, listen_error
+from netproxy.net.socket_options import tune
 from netproxy.net.stream import Stream
+from netproxy.typed import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handler
+    from netproxy.interfaces.connections import Handler, Handshake
+    from netproxy.interfaces.datagrams import SocketAddress
     from netproxy.interfaces.listeners import Admission
 
-# Connections that the kernel holds until they are accepted.
-BACKLOG = 1024
-# Seconds of rest after an accept that failed because descriptors or memory ran out.
-ACCEPT_PAUSE = 0.1
+    Begin = Callable[[Stream], Handshake]
+
+BACKLOG = 1024  # connections that the kernel holds until they are accepted
+ACCEPT_PAUSE = 0.1  # seconds of rest after an accept for which descriptors or memory ran out
 SHED = "too many handshakes"
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class TcpListener(socketserver.ThreadingTCPServer):
     """A bound, listening socket and its thread.  configure() comes before start()."""
 
     network = "tcp"
-    name = ""
-    """The listener's name in the configuration."""
+    name = ""  # the listener's name in the configuration
+    leaves_waiting = False  # True if another process accepts what waits when this one stops
+    ends_socket = False  # True if stop() ends the listening for all processes that hold the socket
+    local_sockaddr: SocketAddress | None = None  # that of its connections; None: the kernel tells
+    _to_address, _place = staticmethod(from_sockaddr), staticmethod(family_and_sockaddr)
+    _handshake_seconds, _stopping = 0.0, False
     request_queue_size = BACKLOG
     allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
+    daemon_threads, block_on_close = True, False
 
     def __init__(
-        self, address: Address, serving: Serving, activated: socket.socket | None = None
+        self, address: Address, serving: Serving, given: socket.socket | None = None
     ) -> None:
-        """Bind, or take a socket over from the service manager.  Raises ListenError."""
-        if activated is not None:
-            address = from_sockaddr(activated.getsockname())
-        self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+        """Bind, or take over a socket that was bound for this process.  Raises ListenError."""
+        if given is not None:
+            address = self._to_address(given.getsockname())
+        self.address_family, sockaddr = self._place(address)
         self.handler: Handler
         self.admission: Admission
-        self._handshake_seconds = 0.0
-        self._dual_stack = is_unspecified(address.host)
         self._serving = serving
         self._counter, self._log = serving.counter, serving.log
-        self._stopping = False
         # Set while serve_forever() does not run.
-        self._stopped = threading.Event()
+        self._stopped, self._begun = threading.Event(), threading.Event()
         self._stopped.set()
+        self._begun.set()
         self._live: set[Accepted] = set()
         self.handshakes = Handshakes()
+        self._wait: AcceptWait | SharedAcceptWait = AcceptWait()
+        self._busy = BusyAccept(serving.poller, self._accept_now)
         try:
-            super().__init__(
-                to_sockaddr(address, self.address_family),
-                socketserver.BaseRequestHandler,
-                bind_and_activate=activated is None,
-            )
+            super().__init__(sockaddr, socketserver.BaseRequestHandler, given is None)
         except OSError as error:
             raise listen_error("tcp", address, error) from error
-        self._activated = activated is not None
         try:
-            if activated is not None:
+            if given is not None:
                 self.socket.close()
-                self.socket = activated
+                self.socket = given
                 self._set_options()
-            self.address = from_sockaddr(self.socket.getsockname())
+                self._wait = SharedAcceptWait()
+            self._wait.watch(self.socket)
+            self.address = self._to_address(self.socket.getsockname())
         except OSError as error:
             self.server_close()
             raise listen_error("tcp", address, error) from error
         self.socket.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self.socket, select.POLLIN)
-        self.thread = threading.Thread(
-            target=self.serve_forever, name=f"tcp-listener {self.address}", daemon=True
-        )
+        name = f"tcp-listener {self.address}"
+        self.thread = threading.Thread(target=self.serve_forever, name=name, daemon=True)
+
+    @staticmethod
+    def _accept_socket(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+        return syscalls.accept(sock)
 
     def server_bind(self) -> None:
         """Bind the socket with our options."""
         if self.address_family == socket.AF_INET6:
-            only_ipv6 = 0 if self._dual_stack else 1
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+            only = 0 if is_unspecified(str(self.server_address[0])) else 1
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         self._set_options()
         super().server_bind()
 
     def _set_options(self) -> None:
-        # Accepted sockets inherit these, which spares system calls for each of them.
-        tune(self.socket)
+        tune(self.socket)  # accepted sockets inherit these, which spares system calls
 
     def configure(
         self, handler: Handler, admission: Admission, handshake_seconds: float, handshakes: int
     ) -> None:
-        """Set what new connections meet.
-
-        `handshake_seconds` is the time of a handshake, unless its handler sets another limit.
-        `handshakes`: beyond so many unfinished ones some are shed.
-        """
+        """Set what new connections meet.  `handshake_seconds`: of a handshake, unless its handler
+        sets another limit.  Beyond `handshakes` unfinished ones some are shed."""
         self.handler = handler
         self.admission = admission
         self._handshake_seconds = handshake_seconds
         self.handshakes.set_limit(handshakes)
 
-    def start(self) -> None:
-        """Start the thread.  Raises RuntimeError if there is none to be had."""
+    def start(self, held: bool = False) -> None:
+        """Start the thread; `held`: it accepts nothing before begin().  Raises RuntimeError."""
+        if held:
+            self._begun.clear()
         self.thread.start()
 
-    # -- the accepting thread
+    def begin(self) -> None:
+        """Accept from now on."""
+        self._begun.set()
+
+    def halt(self) -> None:
+        """Do nothing: stop() takes no time."""
 
     def serve_forever(self, poll_interval: float = 0) -> None:
-        """Accept until shutdown() or stop().
-
-        `poll_interval` has no meaning here: shutdown() wakes the thread.
-        """
+        """Accept until shutdown() or stop(), which wake the thread.  `poll_interval`: unused."""
         self._stopped.clear()
         try:
+            self._begun.wait()
             while not self._stopping:
                 try:
                     request, client = self.get_request()
                 except OSError:
                     continue
-                try:
-                    if self.verify_request(request, client):
-                        self.process_request(request, client)
-                except Exception:
-                    self.handle_error(request, client)
-                    self.shutdown_request(request)
+                self._serve(request, client)
+                if self._busy.count():
+                    self._busy.lend(self._wait.watched)
         finally:
             self._stopped.set()
 
-    def get_request(self) -> tuple[socket.socket, Address]:
-        """Accept one connection; return its socket and the client's address.
-
-        Pauses if the process has run out of descriptors, so that the thread never spins.
-        Raises OSError.
-        """
+    def _serve(self, request: socket.socket, client: Address) -> None:
         try:
-            while (accepted := syscalls.accept(self.socket)) is None:
-                self._poll.poll(LOOK_SECONDS * 1000 if self._activated else None)
+            if self.verify_request(request, client):
+                self.process_request(request, client)
+        except Exception:
+            self.handle_error(request, client)
+            self.shutdown_request(request)
+
+    def _accept_now(self) -> bool:
+        """Serve a connection; return False if none waits.  Raises OSError, also if stopped."""
+        if self._stopping:
+            raise OSError(errno.ECANCELED, "stopped")
+        try:
+            accepted = self._accept_socket(self.socket)
+        except OSError as error:
+            self._note(error)
+            raise
+        if accepted is not None:
+            self._serve(accepted[0], self._to_address(accepted[1]))
+        return accepted is not None
+
+    def get_request(self) -> tuple[socket.socket, Address]:
+        """Return a new connection and its client.  Raises OSError, perhaps after a pause."""
+        try:
+            while (accepted := self._accept_socket(self.socket)) is None:
+                self._wait.wait()
                 if self._stopping:
                     raise OSError(errno.ECANCELED, "stopped")
-            return accepted[0], from_sockaddr(accepted[1])
+            return accepted[0], self._to_address(accepted[1])
         except OSError as error:
-            if not self._stopping:
-                self._note_accept_error(error)
+            if not self._stopping and self._note(error):
+                time.sleep(ACCEPT_PAUSE)
             raise
 
-    def _note_accept_error(self, error: OSError) -> None:
-        name = errno.errorcode.get(error.errno or 0, "other")
-        self._counter.count("accept_errors", name)
-        if error.errno in _EXHAUSTED:
-            self._log.limited(
-                ("accept", self.address), "%s: cannot accept: %s", self.address, error.strerror
-            )
-            time.sleep(ACCEPT_PAUSE)
+    def _note(self, error: OSError) -> bool:
+        return note_accept_error(error, self.address, self._counter, self._log)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled.  Any: as in verify_request()."""
@@ -180,42 +191,49 @@ class TcpListener(socketserver.ThreadingTCPServer):
 
         Any: socketserver's types; here a socket and an Address.
         """
-        refusal = self.admission.enter(client_address.host)
+        host = client_address.host
+        refusal = self.admission.enter(host)
         if not refusal:
             return True
-        host = client_address.host
         decided = self.admission.decided_by(refusal, host)
         self._counter.refuse(Refusal("connections_refused", refusal, self.name, host, "", decided))
         request.close()
         return False
 
-    def note_eviction(self, connection: Accepted) -> None:
-        """Count a connection that has ended for one of another client.  Thread: any.
-
-        It is recorded as refused, unless the record of its flow says so.
-        """
-        key = "connections_refused", EVICTED
-        if connection.stream.evicted:
-            refuse(connection, key, self._counter)
-        else:
-            self._counter.count(*key)
-
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
-        stream = Stream(request, limited=self._handshake_seconds)
+        stream = Stream(request, b"", self._handshake_seconds, self.local_sockaddr)
+        connection = self._resident(stream, client_address, self.admission)
+        self.handshakes.uncounted[connection] = None
+        if len(self.handshakes.uncounted) > self.handshakes.room:
+            self._shed()
+        self._counter.count("connections", "accepted")
+        handshake = self.handler.handle(stream, client_address)
+        # A connection to a busy listener has mostly sent its first bytes before it is accepted.
+        self._serving.begin(connection, handshake, self._busy.is_lent)
+
+    def adopt(
+        self, stream: Stream, client: Address, begin: Begin, lifetime: socket.socket | None
+    ) -> None:
+        """Serve a connection that another process counts; `lifetime` tells it of the end."""
+        stream.handshaking = False
+        elsewhere = CountedElsewhere(self.admission)
+        connection = self._resident(stream, client, elsewhere)
+        if lifetime is not None:
+            Lifetime(lifetime, stream, elsewhere.count_here).begin(self._serving.poller)
+        self._serving.begin(connection, begin(stream))
+
+    def _resident(self, stream: Stream, client: Address, admission: Admission) -> Accepted:
+        """Return the connection of an admitted client."""
         if self._log.tracing:
-            stream.trace = self._log.trace(self.name, client_address)
+            stream.trace = self._log.trace(self.name, client)
             stream.trace.step("accepted", at=self.address)
-        connection = Accepted(stream, client_address)
+        connection = Accepted(stream, client)
         connection.listener = self
-        connection.admission = self.admission  # a reload may replace it meanwhile
+        connection.admission = admission  # a reload may replace that of the listener
         self._live.add(connection)
         connection.admission.residents[connection] = None
-        handshakes = self.handshakes
-        handshakes.uncounted[connection] = None
-        if len(handshakes.uncounted) > handshakes.room:
-            self._shed()
-        self._serving.begin(connection, self.handler.handle(stream, client_address))
+        return connection
 
     def _shed(self) -> None:
         """Close a connection of the client with most handshakes, if there are too many."""
@@ -234,47 +252,43 @@ class TcpListener(socketserver.ThreadingTCPServer):
         if connection.counted:
             self.handshakes.leave(connection)
 
-    # -- the end
+    def server_close(self) -> None:
+        """Close the socket."""
+        super().server_close()
+        self._wait.close()
 
     def shutdown(self) -> None:
         """Stop accepting and wait until serve_forever() has returned."""
         self._stopping = True
-        if not self._activated:
-            try:
-                # Wakes poll(2); accept(2) fails from then on.
-                self.socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        self._begun.set()
+        self._wait.wake()
         self._stopped.wait()
 
     def stop(self) -> None:
-        """Stop accepting and close the socket.
-
-        Live connections go on, and those that the kernel has accepted for us begin.
-        """
-        if self.thread.is_alive() and not self._activated:
-            self._accept_waiting()  # closing the socket would reset them
+        """Stop accepting; live connections go on, and those that the kernel holds begin."""
+        if self.thread.is_alive() and self._begun.is_set() and not self.leaves_waiting:
+            try:
+                try:  # closing the socket would reset those that wait
+                    all(self._accept_now() for _ in range(BACKLOG))  # until none waits
+                finally:
+                    if self.ends_socket:  # another's copy would take what nobody accepts
+                        self.socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
         self.shutdown()
         if self.thread.is_alive():
             self.thread.join()
         self.server_close()
 
-    def _accept_waiting(self) -> None:
-        for _ in range(BACKLOG):
-            try:
-                accepted = syscalls.accept(self.socket)
-            except OSError:
-                return
-            if accepted is None:
-                return
-            client = from_sockaddr(accepted[1])
-            if self.verify_request(accepted[0], client):
-                self.process_request(accepted[0], client)
-
     @property
     def live(self) -> int:
         """Connections that have not ended."""
         return len(self._live)
+
+    @property
+    def counted(self) -> int:
+        """Connections that have not ended, without those that another process counts."""
+        return sum(connection.admission.counts_here for connection in self.connections())
 
     def connections(self) -> list[Accepted]:
         """Return the connections that have not ended."""

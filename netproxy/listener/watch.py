@@ -6,10 +6,11 @@ import heapq
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+
+from netproxy.typed import TYPE_CHECKING, Callable, Protocol
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.connections import Wait
+    from netproxy.interfaces.connections import Descriptor, Wait
 
 NEVER = float("inf")
 """The deadline of a wait without a limit."""
@@ -39,10 +40,22 @@ class Watch:
     def __init__(self, wait: Wait, owner: WaitOwner) -> None:
         self.owner = owner
         self.wait = wait
-        self.descriptors: dict[int, int] = {}
-        for watched, events in wait.watched:
-            self.descriptors[watched.fileno()] = events
+        self.descriptors = _by_number(wait)
         self.deadline = NEVER if wait.seconds is None else time.monotonic() + wait.seconds
+
+    def follow(self, wait: Wait) -> dict[int, tuple[Descriptor, int]]:
+        """Take another wait; return the descriptors of the one before."""
+        before, self.descriptors = self.descriptors, _by_number(wait)
+        self.wait = wait
+        return before
+
+
+def _by_number(wait: Wait) -> dict[int, tuple[Descriptor, int]]:
+    """Return what a wait is for: each descriptor's number, its object and its events."""
+    found = {}
+    for entry in wait.watched:
+        found[entry[0].fileno()] = entry
+    return found
 
 
 class Deadlines:
@@ -52,24 +65,20 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        # Guards _heap.
+        # Guards _heap and first.
         self._lock = threading.Lock()
         # The number keeps two watches with one deadline from being compared.
         self._heap: list[tuple[float, int, Watch]] = []
         self._numbers = itertools.count()
-
-    @property
-    def first(self) -> float:
-        """The earliest deadline, which may be one to skip; NEVER if there is none.
-
-        Without the lock, for the one thread that calls take(): the heap does not shrink meanwhile.
-        """
-        return self._heap[0][0] if self._heap else NEVER
+        self.first = NEVER
+        """The earliest deadline, which may be one to skip; NEVER if there is none.  Read without
+        the lock."""
 
     def add(self, watch: Watch) -> bool:
         """Add a watch with its deadline; return whether this is the earliest one now."""
         with self._lock:
             heapq.heappush(self._heap, (watch.deadline, next(self._numbers), watch))
+            self.first = self._heap[0][0]
             return self._heap[0][2] is watch
 
     def take(self, now: float) -> list[Watch]:
@@ -80,4 +89,27 @@ class Deadlines:
                 deadline, _, watch = heapq.heappop(self._heap)
                 if watch.deadline == deadline:
                     late.append(watch)
+            self.first = self._heap[0][0] if self._heap else NEVER
         return late
+
+
+class Notification:
+    """A wait that calls `notify` when its event comes, and ends there."""
+
+    __slots__ = ("_notify",)
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+
+    def wake(self, wait: Wait, ready: bool) -> None:
+        """Call `notify`."""
+        self._notify()
+
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
+        """Do nothing: the wait has no step that could return another one."""
+
+    def end(self, error: Exception | None) -> None:
+        """Do nothing: only waits with a step end this way."""
+
+    def resume(self, ready: bool) -> None:
+        """Do nothing: wake() has told all there is."""

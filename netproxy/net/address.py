@@ -2,22 +2,25 @@
 
 A v4-mapped IPv6 address (::ffff:a.b.c.d) becomes the IPv4 address it stands for in rules,
 logs and limits; it stays mapped only towards a dual-stack socket.
-Pure.  Thread: any.
+Pure, except what asks the kernel about addresses.  Thread: any.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import stat
 import struct
-from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress, Span
 
+NO_IP = "not an IP socket"
 V4_MAPPED_TEXT = "::ffff:"
 """How the text of a v4-mapped address begins."""
 
@@ -29,13 +32,17 @@ PRIVILEGED_LIMIT = 1024
 
 _FAMILY = struct.Struct("=H")
 _NUMBER = struct.Struct("=I")
+_UNIX_FAMILY = _FAMILY.pack(socket.AF_UNIX)
 
 
 def from_sockaddr(sockaddr: SocketAddress) -> Address:
     """Return the address of an AF_INET or AF_INET6 sockaddr.
 
     The scope of a link-local address is kept as "%N", the interface's number.
+    Raises OSError for that of a UNIX socket, which is a path or empty.
     """
+    if not sockaddr or isinstance(sockaddr, (str, bytes)):
+        raise OSError(errno.EAFNOSUPPORT, NO_IP)
     host: str = sockaddr[0]
     port: int = sockaddr[1]
     if ":" in host:
@@ -66,6 +73,12 @@ def to_sockaddr(address: Address, family: int) -> SocketAddress:
     return (host, address.port, 0, int(scope) if scope.isascii() and scope.isdigit() else 0)
 
 
+def family_and_sockaddr(address: Address) -> tuple[int, SocketAddress]:
+    """Return the family of a literal address, and its sockaddr there.  Raises ValueError."""
+    family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+    return family, to_sockaddr(address, family)
+
+
 def pack_sockaddr(sockaddr: SocketAddress) -> bytes:
     """Return a sockaddr tuple as struct sockaddr_in or sockaddr_in6."""
     host: str = sockaddr[0]
@@ -80,7 +93,12 @@ def pack_sockaddr(sockaddr: SocketAddress) -> bytes:
 
 
 def unpack_sockaddr(name: bytes) -> SocketAddress:
-    """Return the tuple of a struct sockaddr_in (16 bytes) or sockaddr_in6 (28 bytes)."""
+    """Return the tuple of a struct sockaddr_in (16 bytes) or sockaddr_in6 (28 bytes).
+
+    Raises OSError for one of another family, such as that of a UNIX socket.
+    """
+    if len(name) < 16 or name[:2] == _UNIX_FAMILY:
+        raise OSError(errno.EAFNOSUPPORT, NO_IP)
     port = int.from_bytes(name[2:4], "big")
     if len(name) == 16:
         return socket.inet_ntop(socket.AF_INET, name[4:8]), port
@@ -120,6 +138,17 @@ class SourceAddresses:
         self._known[raw] = address
 
 
+class FramedDestination:
+    """A target as a raw address."""
+
+    __slots__ = ("address", "sockaddr")
+
+    def __init__(self, address: bytes, target: Address) -> None:
+        """Hold the raw `address` of a target."""
+        self.address = address
+        self.sockaddr: SocketAddress = (*target,)
+
+
 def is_unspecified(host: str) -> bool:
     """Return whether a host is the unspecified address (0.0.0.0, ::, empty), in any spelling."""
     packed = pack_ip(host)
@@ -138,8 +167,11 @@ def is_ipv6(host: str) -> bool:
 
 def listen_error(network: str, address: Address, error: OSError) -> ListenError:
     """Return the error of a socket that cannot be bound, with what to do."""
-    is_denied = error.errno == errno.EACCES and 0 < address.port < PRIVILEGED_LIMIT
-    hint = " (ports below 1024 need CAP_NET_BIND_SERVICE)" if is_denied else ""
+    hint = ""
+    if error.errno == errno.EACCES and 0 < address.port < PRIVILEGED_LIMIT:
+        hint = " (ports below 1024 need CAP_NET_BIND_SERVICE)"
+    elif error.errno == errno.EADDRINUSE and address.port:
+        hint = f" (ss -lnptu 'sport = :{address.port}' tells by which program)"
     return ListenError(f"cannot listen on {network} {address}: {error.strerror}{hint}")
 
 
@@ -150,3 +182,18 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+def is_abandoned(path: str) -> bool:
+    """Return whether there is a UNIX socket at a path at which nobody listens."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -12,13 +12,12 @@ import select
 import socket
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.net import syscalls
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, tune
+from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
 
 # Seconds until another address is tried: RFC 8305 section 5.
 ATTEMPT_DELAY = 0.25
-# TCP_SYN_SENT and TCP_SYN_RECV, the first byte of struct tcp_info.  A target may already have
+# States of TCP, the first byte of struct tcp_info.
+_ESTABLISHED = b"\1"
+# TCP_SYN_SENT and TCP_SYN_RECV.  A target may already have
 # closed a connection that was established.
 _CONNECTING = (b"\2", b"\3")
 
@@ -110,7 +111,9 @@ class PendingDial:
         if self._outcome == errno.EINPROGRESS:
             try:
                 info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-                if info not in _CONNECTING:
+                if info == _ESTABLISHED:
+                    self._outcome = 0
+                elif info not in _CONNECTING:
                     self._outcome = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             except OSError as error:
                 self._outcome = error.errno or errno.EIO
@@ -162,22 +165,25 @@ class AbortableDials:
         self._sockets: dict[int, list[socket.socket]] = {}  # by thread
         self._aborted = False
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Note what connect() opens on this thread within the context.
+    def watched(self) -> AbortableDials:
+        """Return the context in which the connections of connect() on its thread are noted.
 
         connect() raises DialError there once abort() was called.
         """
-        thread = threading.get_ident()
+        return self
+
+    def __enter__(self) -> None:
         with self._lock:
-            self._sockets[thread] = []
+            self._sockets[threading.get_ident()] = []
         _local.dials = self
-        try:
-            yield
-        finally:
-            _local.dials = None
-            with self._lock:
-                del self._sockets[thread]
+
+    def __exit__(self, *error: object) -> None:
+        _local.dials = None
+        with self._lock:
+            del self._sockets[threading.get_ident()]
+
+    def step(self, name: str, text: str) -> None:
+        """Note a step of a dial within watched(): nothing, except in classes that tell steps."""
 
     def note(self, sock: socket.socket) -> None:
         """Note a socket within watched().  Raises DialError after abort()."""
@@ -198,6 +204,13 @@ class AbortableDials:
                         pass  # it has failed by itself
 
 
+def note_dial(sock: socket.socket, address: Address) -> None:
+    """Note what this thread dials, for AbortableDials.  Raises DialError after abort()."""
+    if _local.dials is not None:
+        _local.dials.note(sock)
+        _local.dials.step("connecting", str(address))
+
+
 class _Local(threading.local):
     """What connect() knows of its thread."""
 
@@ -205,6 +218,12 @@ class _Local(threading.local):
 
 
 _local = _Local()
+
+
+def tell_step(name: str, text: object) -> None:
+    """Tell a step of the dial on this thread, if somebody watches it; any dialer may call this."""
+    if _local.dials is not None:
+        _local.dials.step(name, str(text))
 
 
 def _begin(
@@ -222,7 +241,7 @@ def _begin(
             options.apply(sock)
         outcome = syscalls.connect(sock, sockaddr)
         if _local.dials is not None:
-            _local.dials.note(sock)  # from now on there is something to abort
+            note_dial(sock, address)  # from now on there is something to abort
     except BaseException:
         sock.close()
         raise
@@ -233,8 +252,10 @@ def _failure(code: int, address: Address) -> DialError:
     """Return the DialError for an errno; in the system's words if no reason stands for it."""
     reason = REASONS.get(code)
     if reason is None:
-        return DialError(Reason.GENERAL, str(address), os.strerror(code))
-    return DialError(reason, str(address))
+        text = os.strerror(code)
+        return DialError(Reason.GENERAL, str(address), text, tried=((str(address), text),))
+    said = os.strerror(code) if reason is Reason.DENIED else ""
+    return DialError(reason, str(address), said, tried=((str(address), said or reason.value),))
 
 
 def _interleave(addresses: Sequence[Address]) -> list[Address]:
@@ -259,7 +280,7 @@ class _Race:
         self._deadline = deadline
         self._pending: dict[int, tuple[socket.socket, Address]] = {}
         self._poll = select.poll()
-        self._failure = DialError(Reason.NAME, "no address")
+        self._failures: list[DialError] = []
 
     def run(self) -> socket.socket:
         """Return the first that connects.  Raises the last failure."""
@@ -268,17 +289,21 @@ class _Race:
                 return winner
             if self._pending and (winner := self._wait()):
                 return winner
-        raise self._failure
+        if not self._failures:
+            raise DialError(Reason.NAME, "no address")
+        last = self._failures[-1]
+        tried = tuple(attempt for failure in self._failures for attempt in failure.tried)
+        raise DialError(last.reason, last.detail, last.said, tried=tried)
 
     def _start(self, address: Address) -> socket.socket | None:
         try:
             sock, _, outcome = _begin(address, self._options)
         except OSError as error:
-            self._failure = _failure(error.errno or 0, address)
+            self._failures.append(_failure(error.errno or 0, address))
             return None
         if outcome not in (0, errno.EINPROGRESS):
             sock.close()
-            self._failure = _failure(outcome, address)
+            self._failures.append(_failure(outcome, address))
             return None
         self._pending[sock.fileno()] = (sock, address)
         if outcome == 0:
@@ -330,7 +355,7 @@ class _Race:
         except KeyError:
             pass
         sock.close()
-        self._failure = _failure(outcome, address)
+        self._failures.append(_failure(outcome, address))
 
     def close(self) -> None:
         """Close what has not won."""

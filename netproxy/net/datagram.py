@@ -13,12 +13,12 @@ import errno
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Hashable, Sequence, TypeAlias
 
 from netproxy.interfaces.addresses import ip_text
 from netproxy.interfaces.datagrams import Run, Span
 from netproxy.interfaces.services import dropped
 from netproxy.net.address import from_sockaddr
+from netproxy.typed import TYPE_CHECKING, Any, Callable, Hashable, Sequence, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 IP_PKTINFO, SO_MEMINFO = 8, 55
 IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
+IP_ORIGDSTADDR, IPV6_ORIGDSTADDR = 20, 74
+ORIGINAL_TARGETS = ((socket.IPPROTO_IP, IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR))
+"""Options, and control messages, that have the address that a datagram was sent to."""
 _ICMP_ORIGINS = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 _ERROR_MESSAGES = ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR))
 
@@ -167,21 +170,26 @@ class PinnedHeader:
 class Destination:
     """A target's sockaddr and the control messages that choose the local address."""
 
-    __slots__ = ("sockaddr", "control", "segment_limit")
+    __slots__ = ("control", "segment_limit", "_sockaddr")
 
-    def __init__(self, sockaddr: SocketAddress, control: list[ControlMessage]) -> None:
+    def __init__(self, control: list[ControlMessage], sockaddr: SocketAddress = ()) -> None:
         """Send to `sockaddr` with `control`."""
-        self.sockaddr = sockaddr
+        self._sockaddr = sockaddr
         self.control = control
         self.segment_limit = DATAGRAM_LIMIT
         """Bytes of a train's datagrams that the path takes; lowered when a send fails."""
+
+    @property
+    def sockaddr(self) -> SocketAddress:
+        """The sockaddr."""
+        return self._sockaddr
 
 
 def read_control(messages: Sequence[ControlMessage]) -> tuple[int, ControlMessage | None]:
     """Return the stride of a GRO train (0: none) and what a reply needs to have its source.
 
     The latter is the control message that makes a reply leave from the local address that
-    the datagram came to.
+    the datagram came to.  At a transparent socket it has the sockaddr that the client wrote to.
     """
     stride, local = 0, None
     for level, kind, data in messages:
@@ -194,6 +202,8 @@ def read_control(messages: Sequence[ControlMessage]) -> tuple[int, ControlMessag
         elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
             link_local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
             local = (level, kind, data if link_local else data[:16] + b"\0\0\0\0")
+        elif (level, kind) in ORIGINAL_TARGETS:
+            local = (level, kind, data)
     return stride, local
 
 
@@ -255,3 +265,26 @@ def enable(sock: socket.socket, level: int, option: int, value: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def report_local_address(sock: socket.socket, enabled: bool) -> None:
+    """Let each receive tell the local address that the datagram came to (PKTINFO)."""
+    if sock.family == socket.AF_INET6:
+        enable(sock, socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, int(enabled))
+    else:
+        enable(sock, socket.IPPROTO_IP, IP_PKTINFO, int(enabled))
+
+
+def count_repeats(memory: bytearray, at: int, header: int, stride: int, end: int) -> int:
+    """Return how many frames behind the one at `at` have the same header, and so its length.
+
+    `header` and `stride` are bytes: of the header, and of the whole frame.
+    """
+    room = (end - at) // stride - 1
+    if room <= 0 or memory[at + stride : at + stride + header] != memory[at : at + header]:
+        return 0
+    for column in range(at, at + header):
+        # Compare one byte of all headers: the first difference ends the row of equal frames.
+        values = memory[column + stride : column + stride * (room + 1) : stride]
+        room = min(room, len(values) - len(values.lstrip(memory[column : column + 1])))
+    return room

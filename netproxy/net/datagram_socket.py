@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Generic, Sequence, TypeAlias, TypeVar
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
 from netproxy.interfaces.services import refuse_dropped
@@ -33,6 +32,7 @@ from netproxy.net.datagram import (
     read_control,
     span,
 )
+from netproxy.typed import TYPE_CHECKING, Any, Generic, Sequence, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _CONTROL = 192
 """Bytes for the control messages of one receive: GRO and PKTINFO together."""
+_PEEK = int(socket.MSG_PEEK)
 _ERROR_FLAGS = MSG_ERRQUEUE | socket.MSG_DONTWAIT
 
 _SEGMENT = struct.Struct("=H")
@@ -62,11 +63,11 @@ class BatchSocket(Generic[A, D]):
         "socket",
         "address",
         "closed",
-        "activated",
+        "is_given",
         "_peeked",
-        "_plain_keys",
+        "plain_keys",
         "_tag",
-        "_counter",
+        "counter",
         "_segment_limit",
         "_overflow",
         "_log",
@@ -89,12 +90,12 @@ class BatchSocket(Generic[A, D]):
         self.socket = sock
         self.address = from_sockaddr(sock.getsockname())
         self.closed = False
-        self.activated = False
+        self.is_given = False
         """True: never shut it down.  wait() looks at `closed` now and then (LOOK_SECONDS)."""
         self._peeked = bytearray(1)
-        self._plain_keys = not (keyed or tag)
+        self.plain_keys = not (keyed or tag)
         self._tag = tag
-        self._counter = counter
+        self.counter = counter
         self._log = log
         can_segment = trains and datagram.enable(sock, SOL_UDP, UDP_SEGMENT, 0)
         self._segment_limit = DATAGRAM_LIMIT if can_segment else 0
@@ -108,7 +109,7 @@ class BatchSocket(Generic[A, D]):
         if not self.closed:
             try:
                 # Peeking at a byte waits in one call, which costs less than poll().
-                self.socket.recv_into(self._peeked, 1, socket.MSG_PEEK)
+                self.socket.recv_into(self._peeked, 1, _PEEK)
             except OSError:
                 self._read_errors()
         return not self.closed
@@ -123,7 +124,7 @@ class BatchSocket(Generic[A, D]):
             # Local errors have been counted by send().
             if code := datagram.icmp_errno(messages):
                 reason = drop_reason(code)
-                self._counter.count("icmp", reason)
+                self.counter.count("icmp", reason)
                 self._log.debug("%s answered by ICMP: %s", from_sockaddr(target), reason)
 
     def receive(self, arena: A) -> Batch:
@@ -131,7 +132,7 @@ class BatchSocket(Generic[A, D]):
         spans: list[Span] = []
         errors = 0
         receive = self.socket.recvmsg_into
-        plain = self._plain_keys
+        plain = self.plain_keys
         for place, slot in arena.slots:
             try:
                 length, messages, flags, peer = receive(slot, _CONTROL, socket.MSG_DONTWAIT)
@@ -147,7 +148,7 @@ class BatchSocket(Generic[A, D]):
                 # The socket was shut down.
                 break
             if flags & socket.MSG_TRUNC:
-                refuse_dropped(self._counter, "truncated")
+                refuse_dropped(self.counter, "truncated")
                 continue
             if not messages and plain:
                 spans.append((place, length, length, peer))
@@ -168,14 +169,14 @@ class BatchSocket(Generic[A, D]):
 
     def peer(self, key: PeerKey) -> SocketAddress:
         """Return the sockaddr in the key of a peer."""
-        sockaddr: SocketAddress = key if self._plain_keys else key[0]
+        sockaddr: SocketAddress = key if self.plain_keys else key[0]
         return sockaddr
 
     # The ignores: here D is Destination.  MmsgSocket makes its own destinations.
     def reply_destination(self, key: PeerKey) -> D:
         """Return where replies to a peer go: to its sockaddr, from the local address it used."""
-        sockaddr, local = (key, None) if self._plain_keys else key[:2]
-        return Destination(sockaddr, [local] if local else [])  # type: ignore[return-value]
+        sockaddr, local = (key, None) if self.plain_keys else key[:2]
+        return Destination([local] if local else [], sockaddr)  # type: ignore[return-value]
 
     def destination(self, target: Address) -> D:
         """Return the destination for a target.
@@ -183,7 +184,7 @@ class BatchSocket(Generic[A, D]):
         Raises ValueError for a name, and for an address of a family that the socket lacks.
         """
         sockaddr = to_sockaddr(target, self.socket.family)
-        return Destination(sockaddr, [])  # type: ignore[return-value]
+        return Destination([], sockaddr)  # type: ignore[return-value]
 
     # -- sending
 
@@ -229,7 +230,7 @@ class BatchSocket(Generic[A, D]):
             parts = (run.header.data, payload) if run.header else (payload,)
             code = self._send_message(parts, destination.control, destination.sockaddr)
             if code:
-                refuse_not_sent(self._counter, code, destination)
+                refuse_not_sent(self.counter, code, destination)
 
     def _send_message(
         self,
@@ -261,7 +262,7 @@ class BatchSocket(Generic[A, D]):
             segment = run.length + (len(run.header.data) if run.header else 0)
             destination.segment_limit = min(destination.segment_limit, segment - 1)
         else:
-            refuse_not_sent(self._counter, code, destination, len(offsets))
+            refuse_not_sent(self.counter, code, destination, len(offsets))
             return
         self._send_singly(arena, run, offsets, destination)
 
@@ -275,13 +276,13 @@ class BatchSocket(Generic[A, D]):
         total = datagram.dropped_by_kernel(self.socket)
         if total is not None and total != self._overflow:
             amount = (total - self._overflow) % (1 << 32)
-            refuse_dropped(self._counter, "receive buffer full", amount)
+            refuse_dropped(self.counter, "receive buffer full", amount)
             self._overflow = total
 
     def shutdown(self) -> None:
         """End wait() and receive() for good; the descriptor stays open until close()."""
         self.closed = True
-        if self.activated:
+        if self.is_given:
             return
         try:
             self.socket.shutdown(socket.SHUT_RDWR)

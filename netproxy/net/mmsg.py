@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
+import struct
 from array import array
-from typing import TYPE_CHECKING, Any, Sequence
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
 from netproxy.interfaces.services import refuse_dropped
@@ -30,11 +30,11 @@ from netproxy.net.datagram import (
     UDP_SEGMENT,
     PinnedHeader,
     refuse_not_sent,
-    span,
 )
 from netproxy.net.datagram_socket import BatchSocket
 from netproxy.net.mmsg_arena import (
-    ENTRY_SIZE,
+    LONE,
+    LONE_HEADED,
     MESSAGE,
     NAME_SIZE,
     SEGMENT,
@@ -44,6 +44,7 @@ from netproxy.net.mmsg_arena import (
     MmsgDestination,
     pin,
 )
+from netproxy.typed import TYPE_CHECKING, Any, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -51,22 +52,23 @@ if TYPE_CHECKING:
     from netproxy.net.datagram import PeerKey
 
 _MSG_WAITFORONE = 0x10000
+# An int: the conversion of an enumeration's member takes longer.
+_NOW = int(socket.MSG_DONTWAIT)
 
+# All parameters are ints and pointers.  An int of Python is passed as an int, a c_void_p as a
+# pointer: without argtypes, whose conversions take longer than the rest of the call in Python.
 _library = ctypes.PyDLL(None, use_errno=True)
 _recvmmsg = _library.recvmmsg
-_recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
 _sendmsg = _library.sendmsg
-_sendmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 _sendmsg.restype = ctypes.c_ssize_t
 # The one call that may block: CDLL releases the interpreter's lock meanwhile.
 _recvmmsg_waiting = ctypes.CDLL(None, use_errno=True).recvmmsg
-_recvmmsg_waiting.argtypes = _recvmmsg.argtypes
 
 
 class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
     """A UDP socket on recvmmsg and sendmsg.  The sockaddrs in its keys are raw bytes."""
 
-    __slots__ = ("_fd", "_name_length")
+    __slots__ = ("_fd", "_name_length", "_name")
 
     # Any: the parameters are those of BatchSocket.
     def __init__(self, *arguments: Any) -> None:
@@ -74,6 +76,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         super().__init__(*arguments)
         self._fd = self.socket.fileno()
         self._name_length = SOCKADDR_LENGTHS[self.socket.family]
+        self._name = struct.Struct(f"{self._name_length}s")
 
     def close(self) -> None:
         """Count the overflow and close the descriptor."""
@@ -87,47 +90,58 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
 
     def receive(self, arena: MmsgArena) -> Batch:
         """Return what has arrived, at most SLOTS receives.  Does not block."""
-        used = arena.used * ENTRY_SIZE
-        arena.headers[:used] = arena.clean[:used]
-        return self._batch(
-            arena, _recvmmsg(self._fd, arena.headers_at, SLOTS, socket.MSG_DONTWAIT, None)
-        )
+        if arena.used:
+            arena.renew()
+        count = _recvmmsg(self._fd, arena.headers_at, SLOTS, _NOW, None)
+        return self._lone(arena) if count == 1 else self._batch(arena, count)
 
     def receive_waiting(self, arena: MmsgArena) -> Batch:
         """Wait, then receive; return an empty batch once shut down."""
-        used = arena.used * ENTRY_SIZE
-        arena.headers[:used] = arena.clean[:used]
-        return self._batch(
-            arena, _recvmmsg_waiting(self._fd, arena.headers_at, SLOTS, _MSG_WAITFORONE, None)
-        )
+        arena.renew()
+        count = _recvmmsg_waiting(self._fd, arena.headers_at, SLOTS, _MSG_WAITFORONE, None)
+        return self._lone(arena) if count == 1 else self._batch(arena, count)
 
-    def _batch(self, arena: MmsgArena, count: int) -> Batch:
-        """Return what `count` received messages hold; -1: the call has failed."""
-        if count <= 0:
-            arena.used = 0
-            if count < 0 and not self.closed:
-                return self._receive_after_error(arena)
-            return Batch(arena, [])
-        arena.used = count
+    def _lone(self, arena: MmsgArena) -> Batch:
+        """Return what one received message holds: a datagram or a train."""
+        arena.used = 1
         if self.closed:
             # A socket that was shut down reads as empty datagrams.
             return Batch(arena, [])
-        size = self._name_length
-        if count == 1 and self._plain_keys and not arena.control_lengths[0]:
-            # The shortest path, for a single datagram.
-            length = arena.lengths[0]
-            return Batch(arena, [(PLACES[0], length, length, bytes(arena.names[:size]))])
-        lengths = arena.lengths[:count].tolist()
-        controls = arena.control_lengths[:count].tolist()
-        names = bytes(arena.names[: count * NAME_SIZE])
-        if not self._plain_keys or any(controls) or max(lengths) >= DATAGRAM_LIMIT:
-            return self._mixed_batch(arena, lengths, controls, names)
-        length = lengths[0]
-        if lengths.count(length) == count and names == names[:NAME_SIZE] * count:
-            # All are of one peer and one length.
-            return Batch(arena, [(SLOT_OFFSETS[:count], length, length, names[:size])])
-        keys = [names[at : at + size] for at in range(0, count * NAME_SIZE, NAME_SIZE)]
-        return Batch(arena, list(zip(PLACES, lengths, lengths, keys, strict=False)))
+        length, control = arena.lengths[0], arena.control_lengths[0]
+        (name,) = self._name.unpack_from(arena.names)
+        if self.plain_keys and not control:
+            return Batch(arena, [(PLACES[0], length, length, name)])
+        return self._mixed_batch(arena, [length], [control], name)
+
+    def _batch(self, arena: MmsgArena, count: int) -> Batch:
+        """Return what `count` received messages hold, several; -1: the call has failed."""
+        arena.used = max(0, count)
+        if count < 0 and not self.closed:
+            return self._receive_after_error(arena)
+        if count <= 0 or self.closed:
+            return Batch(arena, [])
+        lengths, controls = arena.lengths[:count].tolist(), arena.control_lengths[:count].tolist()
+        names, length, size = bytes(arena.names[: count * NAME_SIZE]), lengths[0], self._name_length
+        are_alike = lengths.count(length) == count and names == names[:NAME_SIZE] * count
+        if not self.plain_keys or any(controls) or max(lengths) >= DATAGRAM_LIMIT:
+            key = self._common_key(arena, length, controls) if are_alike else None
+            if key is None:
+                return self._mixed_batch(arena, lengths, controls, names)
+        elif are_alike:
+            key = names[:size]
+        else:
+            keys = [names[at : at + size] for at in range(0, count * NAME_SIZE, NAME_SIZE)]
+            return Batch(arena, list(zip(PLACES, lengths, lengths, keys, strict=False)))
+        # All are of one peer and one length.
+        return Batch(arena, [(SLOT_OFFSETS[:count], length, length, key)])
+
+    def _common_key(self, arena: MmsgArena, length: int, controls: list[int]) -> PeerKey | None:
+        """Return the key of datagrams of one name and length; None if there is none or a train."""
+        stride, local = arena.read_control(0, controls[0])
+        if 0 < stride < length or length >= DATAGRAM_LIMIT or not arena.has_one_control(controls):
+            return None
+        name = bytes(arena.names[: self._name_length])
+        return name if self.plain_keys else (name, local, self._tag)
 
     def _mixed_batch(
         self, arena: MmsgArena, lengths: list[int], controls: list[int], names: bytes
@@ -137,18 +151,16 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         One item of `lengths`, of `controls` (the bytes of the control messages) and NAME_SIZE
         bytes of `names` belong to each message.
         """
-        plain, tag, size = self._plain_keys, self._tag, self._name_length
+        plain, tag, size = self.plain_keys, self._tag, self._name_length
         spans: list[Span] = []
         for slot, length in enumerate(lengths):
-            stride, local = 0, None
-            if controls[slot]:
-                stride, local = arena.read_control(slot, controls[slot])
+            stride, local = arena.read_control(slot, controls[slot])
             name = names[slot * NAME_SIZE : slot * NAME_SIZE + size]
             key = name if plain else (name, local, tag)
             (start,) = place = PLACES[slot]
             if length >= DATAGRAM_LIMIT:
                 # No datagram is that long: this one was cut.
-                refuse_dropped(self._counter, "truncated")
+                refuse_dropped(self.counter, "truncated")
             elif 0 < stride < length:
                 offsets = range(start, start + length, stride)
                 spans.append((offsets, stride, start + length - offsets[-1], key))
@@ -162,12 +174,8 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         for _ in range(ERRORS_A_WAKE):
             if code in (errno.EAGAIN, errno.EBADF, errno.EINTR) or self.closed:
                 break
-            if _recvmmsg(self._fd, arena.headers_at, 1, socket.MSG_DONTWAIT, None) > 0:
-                arena.used = 1
-                stride, local = arena.read_control(0, arena.control_lengths[0])
-                name = bytes(arena.names[: self._name_length])
-                key = name if self._plain_keys else (name, local, self._tag)
-                return Batch(arena, [span(PLACES[0], arena.lengths[0], stride, key)])
+            if _recvmmsg(self._fd, arena.headers_at, 1, _NOW, None) > 0:
+                return self._lone(arena)
             code = ctypes.get_errno()
         return Batch(arena, [])
 
@@ -175,27 +183,45 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
 
     def peer(self, key: PeerKey) -> SocketAddress:
         """Return the sockaddr in the key of a peer."""
-        return unpack_sockaddr(key if self._plain_keys else key[0])
+        return unpack_sockaddr(key if self.plain_keys else key[0])
 
     def reply_destination(self, key: PeerKey) -> MmsgDestination:
         """Return where replies to a peer go: to its sockaddr, from the local address it used."""
-        name, local = (key, None) if self._plain_keys else key[:2]
-        return MmsgDestination(unpack_sockaddr(name), [local] if local else [], name)
+        name, local = (key, None) if self.plain_keys else key[:2]
+        return MmsgDestination(name, [local] if local else [])
 
     def destination(self, target: Address) -> MmsgDestination:
         """Return the destination for a target.  Raises ValueError as BatchSocket does."""
-        sockaddr = to_sockaddr(target, self.socket.family)
-        return MmsgDestination(sockaddr, [], pack_sockaddr(sockaddr))
+        return MmsgDestination(pack_sockaddr(to_sockaddr(target, self.socket.family)), [])
 
     # -- sending
 
     def send(self, arena: MmsgArena, run: Run, destination: MmsgDestination) -> None:
         """Send a run.  Never blocks, never raises; what cannot be sent is counted by reason."""
+        if len(run.offsets) != 1:
+            self._send_several(arena, run, destination)
+            return
+        # Any: there is no other class of headers than PinnedHeader.
+        header: Any = run.header
+        control = destination.packed_control
+        used = len(control)
+        if used:
+            arena.out_control[:used] = control
+        to, size, iovecs = destination.name_at, self._name_length, arena.out_iovecs_at
+        control_at, at, length = arena.out_control_at, arena.base + run.offsets[0], run.last
+        if header is None:
+            LONE.pack_into(arena.out, 0, to, size, iovecs, 1, control_at, used, 0, at, length)
+        else:
+            parts = header.address or pin(header), len(header.data), at, length
+            LONE_HEADED.pack_into(arena.out, 0, to, size, iovecs, 2, control_at, used, 0, *parts)
+        failed = _sendmsg(self._fd, arena.out_at, _NOW) < 0
+        if failed and (code := self._retry(arena)):
+            refuse_not_sent(self.counter, code, destination)
+
+    def _send_several(self, arena: MmsgArena, run: Run, destination: MmsgDestination) -> None:
+        """Send a run that has not one datagram: in trains if they can be cut."""
         offsets, header = run.offsets, run.header
         count = len(offsets)
-        if count == 1:
-            self._send_datagram(arena, run, offsets[0], run.last, destination)
-            return
         segment = run.length + (len(header.data) if header else 0)
         # A train cannot end with an empty datagram.
         if segment > min(self._segment_limit, destination.segment_limit) or not (
@@ -246,7 +272,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         MESSAGE.pack_into(
             arena.out, 0, to, self._name_length, iovecs.address, parts, control_at, used, 0
         )
-        failed = _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) < 0
+        failed = _sendmsg(self._fd, arena.out_at, _NOW) < 0
         code = self._retry(arena) if failed else 0
         if shorter:
             words[step * count - 1] = length
@@ -259,41 +285,14 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         final = run.offsets[-1]
         for offset in offsets:
             length = run.last if offset == final else run.length
-            self._send_datagram(arena, run, offset, length, destination)
-
-    def _send_datagram(
-        self, arena: MmsgArena, run: Run, offset: int, length: int, destination: MmsgDestination
-    ) -> None:
-        """Send the `length` bytes at one offset of a run."""
-        header: PinnedHeader | None = run.header  # type: ignore[assignment]  # there is no other
-        iovecs = arena.plain if header is None else arena.headed
-        words, step = iovecs.words, iovecs.step
-        if header is not None and iovecs.header is not header:
-            words[0] = header.address or pin(header)
-            words[1] = len(header.data)
-            iovecs.header = None
-        words[step - 2] = arena.base + offset
-        iovecs.places = None
-        if iovecs.length != length:
-            words[step - 1] = length
-            iovecs.length = -1
-        used = len(destination.packed_control)
-        if used:
-            arena.out_control[:used] = destination.packed_control
-        to, control_at, parts = destination.name_at, arena.out_control_at, step // 2
-        MESSAGE.pack_into(
-            arena.out, 0, to, self._name_length, iovecs.address, parts, control_at, used, 0
-        )
-        failed = _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) < 0
-        if failed and (code := self._retry(arena)):
-            refuse_not_sent(self._counter, code, destination)
+            self.send(arena, Run((offset,), length, length, run.header), destination)
 
     def _retry(self, arena: MmsgArena) -> int:
         """Try a failed send again; return 0 or the errno.  Each pending ICMP error fails one."""
         code = ctypes.get_errno()
         tries = 1
         while tries < ICMP_ERRORS.get(code, 1):
-            if _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) >= 0:
+            if _sendmsg(self._fd, arena.out_at, _NOW) >= 0:
                 return 0
             code = ctypes.get_errno()
             tries += 1

@@ -12,8 +12,8 @@ import mmap
 import socket
 import struct
 from array import array
-from typing import TYPE_CHECKING, Sequence
 
+from netproxy.net.address import unpack_sockaddr
 from netproxy.net.datagram import (
     DATAGRAM_LIMIT,
     PITCH,
@@ -27,6 +27,7 @@ from netproxy.net.datagram import (
     PinnedHeader,
     read_control,
 )
+from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress
@@ -39,8 +40,17 @@ MESSAGE = struct.Struct("@PIPNPNi")
 
 MESSAGE_SIZE = struct.calcsize("@PIPNPNi0P")
 
+LONE = struct.Struct("@PIPNPNi0PPN")
+"""A message header, then the iovec of one datagram: its address and its length."""
+
+LONE_HEADED = struct.Struct("@PIPNPNi0PPNPN")
+"""A message header, then the iovecs of a header and of the datagram behind it."""
+
 ENTRY_SIZE = struct.calcsize("@PIPNPNi0PI0P")
 """Bytes of struct mmsghdr: a msghdr, then the length received."""
+
+CONTROLS_LIMIT = 256
+"""Control messages that an arena remembers: clients write to few addresses at a time."""
 
 _CONTROL_LENGTH_AT = struct.calcsize("@PIPNP")
 
@@ -72,12 +82,20 @@ _library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Iovecs:
-    """The iovecs of one message to be sent: for each datagram a header, if any, and a payload.
+    """The iovecs of a train to be sent: for each datagram a header, if any, and a payload.
 
-    They keep what the last send has written.  The attributes tell what that is.
+    They keep what the last train has written.  The attributes tell what that is.
     """
 
-    __slots__ = ("words", "address", "step", "length", "header", "places", "_base", "_memory")
+    __slots__ = (
+        "words",
+        "address",
+        "step",
+        "length",
+        "header",
+        "places",
+        *("_base", "_addresses", "_memory"),
+    )
 
     def __init__(self, base: int, step: int) -> None:
         """Describe datagrams of an arena at the address `base`.
@@ -85,15 +103,17 @@ class Iovecs:
         `step`: words for each datagram, 2 for a payload alone, 4 with a header before it.
         """
         self._base = base
+        # The addresses of recent trains, by their offsets: trains lie at the same places of slots.
+        self._addresses: dict[range, array[int]] = {}
         self._memory = bytearray(SEGMENTS_LIMIT * step * LONG)
         self.words = memoryview(self._memory).cast("L")
         """For each datagram: the header's address and length if `step` is 4; the payload's."""
         self.address = address_of(self._memory)
         self.step = step
         self.length = -1
-        """The length that all payloads have; -1: they differ."""
+        """The length that all payloads have; -1: there was no train yet."""
         self.header: PinnedHeader | None = None
-        """The header that all datagrams have; None: they differ, or have none."""
+        """The header that all datagrams have; None: they have none."""
         self.places: range | None = None
         """The offsets of the payloads if they are a range.
 
@@ -109,7 +129,12 @@ class Iovecs:
                 # The next batch may be larger: write all slots.
                 offsets = range(offsets.start, SLOTS * PITCH, PITCH)
             self.places = offsets
-            values = array("L", range(base + offsets.start, base + offsets.stop, offsets.step))
+            values = self._addresses.get(offsets)
+            if values is None:
+                values = array("L", range(base + offsets.start, base + offsets.stop, offsets.step))
+                if len(self._addresses) >= 2 * SLOTS:
+                    self._addresses.clear()
+                self._addresses[offsets] = values
         else:
             values = array("L", [base + offset for offset in offsets])
         first = step - 2
@@ -125,21 +150,26 @@ class MmsgArena(Arena):
         "control",
         "headers",
         "headers_at",
-        "clean",
         "used",
         "lengths",
+        "name_lengths",
         "control_lengths",
         "plain",
         "headed",
         "out",
         "out_at",
+        "out_iovecs_at",
         "out_control",
         "out_control_at",
-        "_iovecs",
+        *("_iovecs", "_clean", "_known"),
     )
 
     def __init__(self) -> None:
-        """Lay everything out.  Names ending in `_at` are addresses in the process."""
+        """Lay everything out.
+
+        Names ending in `_at` are addresses in the process, as C calls take them (c_void_p) or as
+        numbers to be written into a structure.
+        """
         memory = bytearray(SLOTS * PITCH)
         super().__init__(memory)
         self.base = address_of(memory)
@@ -149,19 +179,25 @@ class MmsgArena(Arena):
         self.control = bytearray(SLOTS * CONTROL_SIZE)
         self._iovecs = bytearray(SLOTS * 2 * LONG)
         self.headers = bytearray(SLOTS * ENTRY_SIZE)
+        self._known: dict[bytes, tuple[int, ControlMessage | None]] = {}
         self._lay_out_headers()
-        self.headers_at = address_of(self.headers)
-        self.clean = bytes(self.headers)
-        """The headers before a receive, which overwrites the lengths of names and control."""
+        self.headers_at = ctypes.c_void_p(address_of(self.headers))
+        # The headers before a receive, which overwrites the lengths of names and control.
+        self._clean = bytes(self.headers)
         self.used = 0
         """Headers that the last receive has overwritten."""
-        self.lengths = memoryview(self.headers).cast("I")[MESSAGE_SIZE // 4 :: ENTRY_SIZE // 4]
+        words = memoryview(self.headers).cast("I")
+        self.lengths = words[MESSAGE_SIZE // 4 :: ENTRY_SIZE // 4]
+        self.name_lengths = words[LONG // 4 :: ENTRY_SIZE // 4]
         self.control_lengths = memoryview(self.headers).cast("L")[
             _CONTROL_LENGTH_AT // LONG :: ENTRY_SIZE // LONG
         ]
         self.plain, self.headed = Iovecs(self.base, 2), Iovecs(self.base, 4)
-        self.out = bytearray(MESSAGE_SIZE)
-        self.out_at = address_of(self.out)
+        self.out = bytearray(LONE_HEADED.size)
+        out = address_of(self.out)
+        self.out_at = ctypes.c_void_p(out)
+        self.out_iovecs_at = out + MESSAGE_SIZE
+        """Behind the message header: the iovecs of a lone datagram and its header."""
         self.out_control = bytearray(CONTROL_SIZE)
         self.out_control_at = address_of(self.out_control)
 
@@ -176,6 +212,22 @@ class MmsgArena(Arena):
             fields = (name_at, NAME_SIZE, iovecs + iovec, 1, control_at, CONTROL_SIZE, 0)
             MESSAGE.pack_into(self.headers, slot * ENTRY_SIZE, *fields)
 
+    def renew(self) -> None:
+        """Undo what the last receive has overwritten in the headers, before the next one."""
+        used = self.used
+        if used == 1:
+            self.name_lengths[0], self.control_lengths[0] = NAME_SIZE, CONTROL_SIZE
+        elif used:
+            self.headers[: used * ENTRY_SIZE] = self._clean[: used * ENTRY_SIZE]
+
+    def has_one_control(self, lengths: list[int]) -> bool:
+        """Return whether as many slots as there are `lengths` have the same control messages."""
+        control, length = self.control, lengths[0]
+        first, places = control[:length], range(0, len(lengths) * CONTROL_SIZE, CONTROL_SIZE)
+        return lengths.count(length) == len(lengths) and all(
+            control[at : at + length] == first for at in places
+        )
+
     def read_control(self, slot: int, length: int) -> tuple[int, ControlMessage | None]:
         """Read the control messages of a slot, `length` bytes, as datagram.read_control() does."""
         at = slot * CONTROL_SIZE
@@ -183,27 +235,32 @@ class MmsgArena(Arena):
             _, level, kind, stride = _TRAIN.unpack_from(self.control, at)
             if level == SOL_UDP and kind == UDP_GRO:
                 return stride, None
-        messages, end = [], at + length
-        while at + CMSG.size <= end:
-            size, level, kind = CMSG.unpack_from(self.control, at)
-            if size < CMSG_SIZE:
-                break
-            messages.append((level, kind, bytes(self.control[at + CMSG_SIZE : at + size])))
-            at += -(-size // LONG) * LONG
-        return read_control(messages)
+        packed = bytes(self.control[at : at + length])
+        if packed not in self._known:
+            if len(self._known) >= CONTROLS_LIMIT:
+                self._known.clear()
+            self._known[packed] = read_control(_unpack_control(packed))
+        return self._known[packed]
 
 
 class MmsgDestination(Destination):
     """A destination with its sockaddr and control messages as the kernel wants them."""
 
-    __slots__ = ("name", "name_at", "packed_control")
+    __slots__ = ("name_at", "packed_control", "_name")
 
-    def __init__(self, sockaddr: SocketAddress, control: list[ControlMessage], name: bytes) -> None:
+    def __init__(self, name: bytes, control: list[ControlMessage]) -> None:
         """`name` is the sockaddr as a struct sockaddr_in or sockaddr_in6."""
-        super().__init__(sockaddr, control)
-        self.name = bytearray(name)
-        self.name_at = address_of(self.name)
-        self.packed_control = b"".join(map(_pack_control, control))
+        super().__init__(control)
+        # An array tells its address at less cost than ctypes, and dns listeners make a
+        # destination for each answer.
+        self._name = array("B", name)
+        self.name_at, _ = self._name.buffer_info()
+        self.packed_control = b"".join(map(_pack_control, control)) if control else b""
+
+    @property
+    def sockaddr(self) -> SocketAddress:
+        """The sockaddr as a tuple."""
+        return unpack_sockaddr(self._name.tobytes())
 
 
 def pin(header: PinnedHeader) -> int:
@@ -223,6 +280,17 @@ def _release(address: int, length: int) -> None:
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + length) // mmap.PAGESIZE * mmap.PAGESIZE
     _library.madvise(first, end - first, mmap.MADV_DONTNEED)
+
+
+def _unpack_control(packed: bytes) -> list[ControlMessage]:
+    messages, at = [], 0
+    while at + CMSG.size <= len(packed):
+        size, level, kind = CMSG.unpack_from(packed, at)
+        if size < CMSG_SIZE:
+            break
+        messages.append((level, kind, packed[at + CMSG_SIZE : at + size]))
+        at += -(-size // LONG) * LONG
+    return messages
 
 
 def _pack_control(message: ControlMessage) -> bytes:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import NamedTuple, Sequence
 
-from netproxy.errors import DialError, Reason
+from netproxy.errors import DialError, ListenError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import RouteSelectors
-from netproxy.net.address import is_ipv6, is_native_ipv6, to_sockaddr
+from netproxy.net.address import (
+    V4_MAPPED_TEXT,
+    is_ipv6,
+    is_native_ipv6,
+    to_sockaddr,
+    unpack_sockaddr,
+)
+from netproxy.typed import TYPE_CHECKING, NamedTuple, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import SocketAddress
 
 # A peer that has vanished is known after two minutes.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
@@ -19,6 +28,8 @@ USER_TIMEOUT_MS = 120_000
 # Linux; Python 3.10 and 3.11 do not name these.
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
+
+IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST = 19, 75, 80
 
 LOOK_SECONDS = 0.5
 """How often a thread that waits on an activation socket looks whether it is to stop.
@@ -120,6 +131,42 @@ def tune(sock: socket.socket, keepalive: float = KEEPALIVE_IDLE) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive)))
     except OSError:
         pass  # not TCP (a unix socket), or gone already: the next read will tell
+
+
+def set_transparent(sock: socket.socket, enabled: bool) -> None:
+    """Let a socket have addresses that are not this machine's, for rules of the kind TPROXY.
+
+    Raises OSError: EPERM without CAP_NET_ADMIN.
+    """
+    sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, int(enabled))
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, int(enabled))
+
+
+def check_transparent(network: str, address: Address) -> None:
+    """Raise ListenError if this process may not serve what rules TPROXY lead to an address."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+            set_transparent(trial, True)
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {network} {address}: tproxy needs the capability CAP_NET_ADMIN"
+            f" ({error.strerror})"
+        ) from error
+
+
+def original_target(sock: socket.socket) -> SocketAddress:
+    """Return the sockaddr that a client has connected to, before a rule REDIRECT changed it.
+
+    Raises OSError: ENOPROTOOPT without connection tracking, ENOENT if it does not know the
+    connection.
+    """
+    local = sock.getsockname()
+    if len(local) > 2 and not local[0].startswith(V4_MAPPED_TEXT):
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+    else:
+        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
+    return unpack_sockaddr(raw)
 
 
 def set_receive_timeout(sock: socket.socket) -> None:

@@ -14,17 +14,19 @@ import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, NetProxyError, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Need, Progress, Ready, Steps, Watched
+from netproxy.interfaces.sockets import HANG_UP
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr
+from netproxy.typed import TYPE_CHECKING, Any, Callable, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces import connections
     from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.flows import PortRoute
     from netproxy.interfaces.services import Trace
     from netproxy.interfaces.sockets import SocketCalls
 
@@ -46,8 +48,8 @@ class Stream:
     """A connected socket and its unread bytes."""
 
     __slots__ = (
-        *("socket", "light", "plain", "handshaking", "deadline", "calls"),
-        *("trace", "member", "evicted", "login"),
+        *("socket", "light", "plain", "handshaking", "hang_up", "deadline", "calls"),
+        *("trace", "member", "evicted", "login", "port_route"),
         *("_unread", "_local", "_receive_size", "_pace", "_on_close"),
     )
 
@@ -64,6 +66,8 @@ class Stream:
         self.light = True
         # True until the client has said what it wants: until then it may be shed.
         self.handshaking = True
+        # Events after which nothing can reach the peer; 0 for a UNIX socket.
+        self.hang_up = HANG_UP
         self._unread = unread
         self._local = local
         # Bytes to receive with the next call.
@@ -83,6 +87,8 @@ class Stream:
         self.evicted = ""
         # The user of the last request and the stamp of the login; None without a user.
         self.login: tuple[str, object] | None = None
+        # The route of an sni listener that led the connection to its handler; None without one.
+        self.port_route: PortRoute | None = None
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport
@@ -97,7 +103,13 @@ class Stream:
     def move_to(self, other: connections.Stream) -> None:
         """Hand socket and unread bytes over to `other`; only close() may follow here."""
         other.become(self.socket, self.calls, self._unread)
+        other.hang_up = self.hang_up
         self.become(_MovedSocket(), syscalls)  # type: ignore[arg-type]  # only closed from now on
+
+    def replace(self, other: connections.Stream) -> None:
+        """Close the socket, and go on with that of `other`, which only close() may follow."""
+        self.calls.close(self.socket)
+        other.move_to(self)
 
     # -- time
 
@@ -214,6 +226,10 @@ class Stream:
     def unread(self) -> bytes:
         """Return the bytes that were read ahead."""
         return self._unread
+
+    def put_back(self, data: bytes) -> None:
+        """Make bytes that were read unread again."""
+        self._unread = data + self._unread
 
     def read_ahead(self) -> bool:
         """Keep what has come, without waiting for more; return False at the end of the stream.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING, TypeVar
 
 from netproxy.net.address import pack_sockaddr, unpack_sockaddr
+from netproxy.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress
@@ -42,11 +43,14 @@ POLL_LIMIT_MS = (1 << 31) - 1
 """The longest time that poll(2) takes, an int: 24 days stand for no limit."""
 NAME_ROOM = 32
 """Bytes for a sockaddr: sockaddr_in6 has 28."""
+IPV4_NAME = 16
+"""Bytes of a sockaddr_in."""
 _NAME_LENGTH = struct.Struct("@I")
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP = socket.SOCK_STREAM | _NONBLOCK
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _M_ARENA_MAX = -8
+_PR_SET_PDEATHSIG = 1
 
 T = TypeVar("T")
 
@@ -71,29 +75,24 @@ class Buffer:
 
 
 class _ThreadBuffers(threading.local):
-    """The buffers of the thread that asks; the second is made when it is needed."""
+    """The buffers of the thread that asks."""
 
     cleartext: Buffer
+    """For what a relay copies, and what TLS has decrypted; made when it is needed."""
 
     def __init__(self) -> None:
         self.received = Buffer()
+        """For what receive() reads; callers copy what they keep."""
+
+    def __getattr__(self, name: str) -> Buffer:
+        """Make the second buffer.  Only called while the thread has none."""
+        if name != "cleartext":
+            raise AttributeError(name)
+        self.cleartext = Buffer()
+        return self.cleartext
 
 
-_buffers = _ThreadBuffers()
-
-
-def receive_buffer() -> Buffer:
-    """Return the thread's buffer for what receive() reads; callers copy what they keep."""
-    return _buffers.received
-
-
-def cleartext_buffer() -> Buffer:
-    """Return the thread's second buffer: for what a relay copies, and what TLS has decrypted."""
-    try:
-        return _buffers.cleartext
-    except AttributeError:
-        _buffers.cleartext = Buffer()
-        return _buffers.cleartext
+buffers = _ThreadBuffers()
 
 
 def _failure() -> OSError:
@@ -110,7 +109,7 @@ def _unless_waiting(nothing: T) -> T:
 
 
 def _receive(sock: socket.socket, limit: int) -> memoryview | None:
-    buffer = _buffers.received
+    buffer = buffers.received
     count = _recv(sock.fileno(), buffer.address, min(limit, ROOM), socket.MSG_DONTWAIT)
     if count < 0:
         return _unless_waiting(None)
@@ -158,7 +157,7 @@ def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
 
     `sock` must not block.  Raises OSError.
     """
-    buffer = _buffers.received
+    buffer = buffers.received
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     name_at = buffer.address
     descriptor = _accept_descriptor(sock.fileno(), name_at, name_at + NAME_ROOM, _NONBLOCK)
@@ -168,12 +167,14 @@ def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
         raise _failure()
     (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
     peer = unpack_sockaddr(bytes(buffer.view[:length]))
-    return socket.socket(sock.family, _TCP, 0, descriptor), peer
+    # A socket's own `family` makes an enum each time.
+    family = socket.AF_INET if length == IPV4_NAME else socket.AF_INET6
+    return socket.socket(family, _TCP, 0, descriptor), peer
 
 
 def _local_sockaddr(sock: socket.socket) -> SocketAddress:
     """Return the local sockaddr.  Raises OSError."""
-    buffer = _buffers.received
+    buffer = buffers.received
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     if _name_of(sock.fileno(), buffer.address, buffer.address + NAME_ROOM) < 0:
         raise _failure()
@@ -204,7 +205,7 @@ def _portable_local_sockaddr(sock: socket.socket) -> SocketAddress:
 
 
 def _portable_receive(sock: socket.socket, limit: int) -> memoryview | None:
-    view = receive_buffer().view
+    view = buffers.received.view
     try:
         return view[: sock.recv_into(view, min(limit, ROOM), socket.MSG_DONTWAIT)]
     except BlockingIOError:
@@ -235,6 +236,12 @@ def trim() -> None:
             _library.malloc_trim(0)
         except AttributeError:
             pass  # not glibc
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, if it can (prctl(2))."""
+    if _library is not None:
+        _library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def use_one_heap() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import TYPE_CHECKING
 
-from netproxy.errors import ProtocolError, StreamError
-from netproxy.net.tls_socket import TlsCalls, TlsSocket
+from netproxy.errors import ProtocolError, StreamError, cannot_read, check_regular, open_regular
+from netproxy.net.tls_socket import LayeredCalls, TlsSocket
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
@@ -37,6 +37,7 @@ def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLCo
     _load(context, certificate, key)
     if client_ca:
         try:
+            check_regular(client_ca)
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"cannot use {client_ca}: {_ca_reason(error)}") from error
@@ -47,7 +48,8 @@ def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLCo
 def accept(stream: Stream, context: ssl.SSLContext) -> None:
     """Do the handshake with a client; from here on the stream is encrypted.
 
-    Blocks, within the stream's deadline.  Raises ProtocolError or StreamError.
+    Bytes of the client that are unread belong to it.  Blocks, within the stream's deadline.
+    Raises ProtocolError or StreamError.
     """
     _handshake(stream, context, None)
 
@@ -62,6 +64,8 @@ def client_context(
     Raises ValueError, which names the file that cannot be used.
     """
     try:
+        if ca:
+            check_regular(ca)
         context = ssl.create_default_context(cafile=ca or None)
     except (OSError, ssl.SSLError) as error:
         raise ValueError(f"cannot use {ca}: {_ca_reason(error)}") from error
@@ -83,6 +87,12 @@ def connect(stream: Stream, context: ssl.SSLContext, server_name: str) -> None:
     Blocks, within the stream's deadline.  Raises ProtocolError or StreamError.
     """
     _handshake(stream, context, server_name)
+
+
+def version(stream: Stream) -> str:
+    """Return the version of TLS that a stream has agreed on, "" without TLS."""
+    sock = stream.socket
+    return sock.version if isinstance(sock, TlsSocket) else ""
 
 
 class TlsClient:
@@ -125,10 +135,11 @@ def _handshake(
 ) -> None:
     calls = stream.calls
     sock, unread = stream.detach()
-    if unread:
+    if unread and server_name is not None:
         raise ProtocolError("plaintext before TLS")
     secured = TlsSocket(sock, calls, context, server_name, session)
-    stream.become(secured, TlsCalls)  # type: ignore[arg-type]  # any StreamSocket will do
+    secured.feed(unread)
+    stream.become(secured, LayeredCalls)  # type: ignore[arg-type]  # any StreamSocket will do
     try:
         while events := secured.handshake():
             stream.wait(events)
@@ -141,6 +152,8 @@ def _handshake(
 def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
     """Load a certificate and its key.  Raises ValueError, which names the file at fault."""
     try:
+        for path in filter(None, (certificate, key)):
+            check_regular(path)
         context.load_cert_chain(certificate, key or None, password=_no_password)
     except (OSError, ssl.SSLError, ValueError) as error:
         fault = _file_fault(certificate, key)
@@ -159,7 +172,7 @@ def _file_fault(certificate: str, key: str) -> str:
         path = key or certificate
         key_file_parts = _pem_parts(path)
     except OSError as error:
-        return f"{path}: {error.strerror}"
+        return f"{path}: {cannot_read(error, path)}"
     if not has_certificate:
         other = ", but a private key" if has_key else ""
         swapped = ": certificate and key are swapped" if has_key and key_file_parts[0] else ""
@@ -172,7 +185,7 @@ def _file_fault(certificate: str, key: str) -> str:
 
 def _pem_parts(path: str) -> tuple[bool, bool]:
     """Return whether a file holds a certificate, and whether it holds a key.  Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         text = file.read(FILE_LIMIT)
     return b"CERTIFICATE-----" in text, b"PRIVATE KEY-----" in text
 

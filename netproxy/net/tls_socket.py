@@ -13,11 +13,11 @@ import select
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any
 
-from netproxy.interfaces.sockets import LayeredSocket
+from netproxy.interfaces.sockets import LayeredSocket, RecordSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import ROOM
+from netproxy.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netproxy.interfaces.sockets import SocketCalls, StreamSocket
@@ -31,13 +31,18 @@ RECEIVE_LIMIT = ROOM - RECORD - 1024
 ENCRYPT_LIMIT = ROOM
 """Bytes encrypted at a time."""
 
+JOIN_LIMIT = 8192
+"""Bytes that are copied to share a record with what precedes them: a record costs more."""
 
-class TlsSocket(LayeredSocket):
+
+class TlsSocket(RecordSocket):
     """A connected socket, its bytes in clear.  Blocking is reported as a plain socket does.
 
-    A send() that is not complete raises BlockingIOError.  The next send() must begin with the
+    A send that is not complete raises BlockingIOError.  The next send must begin with the
     same bytes; it returns their number once they are gone.
     """
+
+    send_limit = ENCRYPT_LIMIT
 
     # Any: `calls` fit the kind of socket that `sock` is.
     def __init__(
@@ -55,7 +60,7 @@ class TlsSocket(LayeredSocket):
         """
         self._sock = sock
         self._calls = calls
-        self._outer = sock if isinstance(sock, TlsSocket) else None
+        self._outer = sock if isinstance(sock, LayeredSocket) else None
         self._receive_limit = RECEIVE_LIMIT
         if self._outer is not None:
             self._outer.reserve_record()
@@ -79,14 +84,23 @@ class TlsSocket(LayeredSocket):
         self.setsockopt, self.getsockopt = sock.setsockopt, sock.getsockopt
         self.getsockname, self.getpeername = sock.getsockname, sock.getpeername
 
-    def reserve_record(self) -> None:
+    def feed(self, received: bytes) -> None:
+        """Decipher these bytes first, which were received before; call it before handshake()."""
+        self._incoming.write(received)
+
+    def reserve_record(self, count: int = 1) -> None:
         """Take less at a time, as there is TLS within this TLS.
 
         What is read here must fit into the inner buffer, behind the rest of an inner record.
         """
-        self._receive_limit -= RECORD
+        self._receive_limit -= count * RECORD
         if self._outer is not None:
-            self._outer.reserve_record()
+            self._outer.reserve_record(count)
+
+    @property
+    def version(self) -> str:
+        """The version of TLS that both sides have agreed on, "" before that."""
+        return self._tls.version() or ""
 
     def new_session(self) -> ssl.SSLSession | None:
         """Return the session for later connections; None if this one has resumed a session.
@@ -133,6 +147,11 @@ class TlsSocket(LayeredSocket):
         with self._lock:
             return self._receive(buffer)
 
+    def recv_ready(self, buffer: memoryview) -> int:
+        """Read what was received before into `buffer`; return the count, 0 for none."""
+        with self._lock:
+            return max(0, self._decrypt(buffer))
+
     def _receive(self, buffer: memoryview) -> int:
         total = self._decrypt(buffer)
         while not total:
@@ -160,10 +179,29 @@ class TlsSocket(LayeredSocket):
         with self._lock:
             if not self._encrypted:
                 self._encrypted = self._tls.write(data[:ENCRYPT_LIMIT])
-            if not self._flush():
-                raise BlockingIOError
-            sent, self._encrypted = self._encrypted, 0
-            return sent
+            return self._report_sent()
+
+    def send_behind(self, head: bytes, data: bytes | bytearray | memoryview) -> int:
+        """Send as send() does, with `head` before `data`; return the bytes sent of `data`.
+
+        `data` has at most `send_limit` bytes.  Few bytes share a record with the head.  More have
+        records of their own, as joining would copy them.
+        """
+        with self._lock:
+            if not self._encrypted:
+                if len(data) <= JOIN_LIMIT:
+                    self._encrypted = self._tls.write(b"".join((head, data))) - len(head)
+                else:
+                    self._tls.write(head)
+                    self._encrypted = self._tls.write(data)
+            return self._report_sent()
+
+    def _report_sent(self) -> int:
+        """Flush; return the bytes that send() has encrypted.  Raises BlockingIOError."""
+        if not self._flush():
+            raise BlockingIOError
+        sent, self._encrypted = self._encrypted, 0
+        return sent
 
     def shutdown(self, how: int) -> None:
         """Shut down.  SHUT_WR tells the peer in TLS and in TCP; reading goes on.
@@ -187,7 +225,7 @@ class TlsSocket(LayeredSocket):
         if not self._flush():
             raise BlockingIOError
 
-    def shutdown_without_alert(self) -> None:
+    def shutdown_in_tcp(self) -> None:
         """Tell the peer in TCP alone that nothing more comes; what is unsent is lost."""
         self._calls.shutdown(self._sock, socket.SHUT_WR)
 
@@ -226,23 +264,23 @@ class TlsSocket(LayeredSocket):
             self._unsent = self._unsent[sent:]
 
 
-class TlsCalls:
-    """The SocketCalls of a TlsSocket."""
+class LayeredCalls:
+    """The SocketCalls of a LayeredSocket: a TlsSocket, or a stream in chunks within it."""
 
     @staticmethod
-    def receive(sock: TlsSocket, limit: int) -> memoryview | None:
+    def receive(sock: LayeredSocket, limit: int) -> memoryview | None:
         """Return what is there, as SocketCalls says.
 
         More than `limit` if more is there: the socket would tell nothing of what is kept.
         """
-        view = syscalls.cleartext_buffer().view
+        view = syscalls.buffers.cleartext.view
         try:
             return view[: sock.recv_into(view)]
         except BlockingIOError:
             return None
 
     @staticmethod
-    def send(sock: TlsSocket, data: bytes | bytearray | memoryview) -> int:
+    def send(sock: LayeredSocket, data: bytes | bytearray | memoryview) -> int:
         """Return how many bytes were sent without waiting."""
         try:
             return sock.send(data)
@@ -250,11 +288,11 @@ class TlsCalls:
             return 0
 
     @staticmethod
-    def shutdown(sock: TlsSocket, how: int) -> None:
-        """Shut down; in TCP alone if there is no room for the alert."""
+    def shutdown(sock: LayeredSocket, how: int) -> None:
+        """Shut down; in TCP alone if there is no room for the layer's own end."""
         try:
             sock.shutdown(how)
         except BlockingIOError:
-            sock.shutdown_without_alert()
+            sock.shutdown_in_tcp()
 
     close = staticmethod(syscalls.close)

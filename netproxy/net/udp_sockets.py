@@ -8,22 +8,32 @@ Thread: any.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Callable, Protocol
 
-from netproxy.errors import ListenError
-from netproxy.interfaces.addresses import ActivationAddress
+from netproxy.interfaces.flows import FlowCounter
 from netproxy.net import datagram, syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool
 from netproxy.net.datagram_socket import BatchSocket, DatagramSocket
-from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, set_receive_timeout
+from netproxy.net.socket_options import (
+    DEFAULT_OPTIONS,
+    SocketOptions,
+    set_receive_timeout,
+    set_transparent,
+)
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.services import Counter, Log
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE = 10, 23, 0, 3
+_MTU_OPTIONS = {
+    socket.AF_INET: (socket.IPPROTO_IP, 14, 20 + 8),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 24, 40 + 8),
+}
+"""IP_MTU and IPV6_MTU: level, option, and the bytes of the headers of IP and UDP."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 BUFFER = 4 << 20
@@ -31,13 +41,6 @@ BUFFER = 4 << 20
 
 Without CAP_NET_ADMIN the kernel reduces them to its limits (net.core.rmem_max, wmem_max).
 """
-
-
-class ActivatedSockets(Protocol):
-    """The sockets that the service manager has bound (daemon.activation.ActivationSockets)."""
-
-    def take(self, network: str, address: ActivationAddress) -> socket.socket:
-        """Return a duplicate of the socket of a network and a name.  Raises ListenError."""
 
 
 class UdpSocketFactory:
@@ -48,15 +51,8 @@ class UdpSocketFactory:
     each datagram.  "auto" is "mmsg" if the machine has what it needs, else "trains".
     """
 
-    def __init__(
-        self,
-        counter: Counter,
-        log: Log,
-        level: str = "auto",
-        activated: ActivatedSockets | None = None,
-    ) -> None:
-        """Choose the level.  `activated` are the sockets that listen() may take."""
-        self._activated = activated
+    def __init__(self, counter: Counter, log: Log, level: str = "auto") -> None:
+        """Choose the level."""
         self._counter = counter
         self._log = log
         self.level = level
@@ -88,8 +84,6 @@ class UdpSocketFactory:
         If bound to an unspecified address, the socket keeps the local address that each client
         used.  Raises ListenError.
         """
-        if isinstance(address, ActivationAddress):
-            return self._take_activated(address)
         family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -99,7 +93,7 @@ class UdpSocketFactory:
             keyed = is_unspecified(address.host)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if keyed else 1)
-            _report_local_address(sock, keyed)
+            datagram.report_local_address(sock, keyed)
             sock.bind(to_sockaddr(address, family))
             # Our header makes full-sized replies too long for many paths: let them be fragmented.
             return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
@@ -107,28 +101,55 @@ class UdpSocketFactory:
             sock.close()
             raise listen_error("udp", address, error) from error
 
-    def _take_activated(self, address: ActivationAddress) -> DatagramSocket:
-        """Return what listen() returns, on a socket that the service manager has bound."""
-        if self._activated is None:
-            raise ListenError(f"udp {address}: there are no activation sockets here")
-        sock = self._activated.take("udp", address)
+    def take_over(self, sock: socket.socket) -> DatagramSocket:
+        """Return what listen() returns, on a socket that was bound for this process.
+
+        Raises ListenError; then the socket is closed.
+        """
+        address = from_sockaddr(sock.getsockname())
         try:
-            keyed = is_unspecified(from_sockaddr(sock.getsockname()).host)
-            _report_local_address(sock, keyed)
+            keyed = is_unspecified(address.host)
+            datagram.report_local_address(sock, keyed)
             sock.setblocking(True)
             set_receive_timeout(sock)
             local = self._tuned(sock, PMTUDISC_DONT, keyed)
         except OSError as error:
             sock.close()
             raise listen_error("udp", address, error) from error
-        local.activated = True
+        local.is_given = True
         return local
 
-    def outgoing(self, options: SocketOptions = DEFAULT_OPTIONS) -> DatagramSocket:
+    def foreign(self, address: Address) -> DatagramSocket:
+        """Return a socket that sends from an address which need not be this machine's.
+
+        Other sockets may have the same address.  Raises OSError.
+        """
+        family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            set_transparent(sock, True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(to_sockaddr(address, family))
+            # Nobody reads it: what comes all the same must hold no memory.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            datagram.enable(sock, socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            discovery = IPV6_MTU_DISCOVER if family == socket.AF_INET6 else IP_MTU_DISCOVER
+            level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
+            datagram.enable(sock, level, discovery, PMTUDISC_DONT)
+            trains = self.level != "single"
+            return self._socket(sock, self._counter, self._log, False, b"", trains)
+        except BaseException:
+            sock.close()
+            raise
+
+    def outgoing(
+        self, options: SocketOptions = DEFAULT_OPTIONS, flow: Flow | None = None
+    ) -> DatagramSocket:
         """Return a socket for one client's datagrams to all its targets, IPv6 and IPv4.
 
-        One socket has one port, so that all targets see the same source address.
-        Raises OSError or DialError.
+        One socket has one port, so that all targets see the same source address.  `flow`: that of
+        the first datagram, for records of what the socket drops.  Raises OSError or DialError.
         """
         sock = self._open_outgoing(options)
         datagram.enable(sock, socket.IPPROTO_IP, datagram.IP_RECVERR, 1)
@@ -136,10 +157,13 @@ class UdpSocketFactory:
             datagram.enable(sock, socket.IPPROTO_IPV6, datagram.IPV6_RECVERR, 1)
         try:
             # Never fragmented on the way to a target: path MTU discovery, as in QUIC, stays right.
-            return self._tuned(sock, PMTUDISC_PROBE)
+            local = self._tuned(sock, PMTUDISC_PROBE)
         except OSError:
             sock.close()
             raise
+        if flow is not None:
+            local.counter = FlowCounter(self._counter, flow)
+        return local
 
     @staticmethod
     def _open_outgoing(options: SocketOptions) -> socket.socket:
@@ -166,21 +190,71 @@ class UdpSocketFactory:
             # The forced option needs CAP_NET_ADMIN.
             if not datagram.enable(sock, socket.SOL_SOCKET, forced, BUFFER):
                 datagram.enable(sock, socket.SOL_SOCKET, option, BUFFER)
-        datagram.enable(sock, socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
-        if sock.family == socket.AF_INET6:
-            datagram.enable(sock, socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
+        _discover_mtu(sock, discovery)
         trains = self.level != "single"
         if trains:
             datagram.enable(sock, SOL_UDP, UDP_GRO, 1)
         return self._socket(sock, self._counter, self._log, keyed, tag, trains)
 
 
-def _report_local_address(sock: socket.socket, enabled: bool) -> None:
-    """Let each receive tell the local address that the datagram came to (PKTINFO)."""
+def send_alone(local: DatagramSocket, data: bytes, target: Address) -> bool:
+    """Send a datagram that lies in no arena; return whether it was sent.  Never blocks."""
+    sock = local.socket
+    try:
+        sock.sendto(data, socket.MSG_DONTWAIT, to_sockaddr(target, sock.family))
+    except (OSError, ValueError):
+        # No route, no room, the socket is closed, or it has not the family of the target.
+        return False
+    return True
+
+
+def _discover_mtu(sock: socket.socket, discovery: int) -> None:
+    datagram.enable(sock, socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
     if sock.family == socket.AF_INET6:
-        datagram.enable(sock, socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, int(enabled))
-    else:
-        datagram.enable(sock, socket.IPPROTO_IP, datagram.IP_PKTINFO, int(enabled))
+        datagram.enable(sock, socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
+
+
+def allow_fragments(local: DatagramSocket, allowed: bool) -> None:
+    """Let routers fragment what a socket sends, or have them drop what is too large for a link."""
+    _discover_mtu(local.socket, PMTUDISC_DONT if allowed else PMTUDISC_PROBE)
+
+
+def largest_payload(target: Address) -> int:
+    """Return the bytes of UDP payload that the first link to a target takes, 0 if not known.
+
+    Less if the kernel knows of a narrower link behind it.  Sends nothing; never blocks.
+    """
+    family = socket.AF_INET6 if is_ipv6(target.host) else socket.AF_INET
+    level, option, headers = _MTU_OPTIONS[family]
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            sock.connect(to_sockaddr(target, family))
+            return max(0, sock.getsockopt(level, option) - headers)
+    except (OSError, ValueError):
+        # No route, or a name.
+        return 0
+
+
+def set_target_options(sock: socket.socket, enabled: bool) -> None:
+    """Let rules of the kernel lead datagrams to a socket, and each tell its target, or no longer.
+
+    Raises OSError.
+    """
+    set_transparent(sock, enabled)
+    for level, option in datagram.ORIGINAL_TARGETS:
+        if level == socket.IPPROTO_IP or sock.family == socket.AF_INET6:
+            sock.setsockopt(level, option, int(enabled))
+
+
+def report_targets(local: DatagramSocket, enabled: bool) -> None:
+    """Let the keys of peers have the address that each datagram was sent to, or no longer.
+
+    For a socket that rules of the kernel lead datagrams to.  Raises OSError.
+    """
+    sock, keyed = local.socket, is_unspecified(local.address.host)
+    set_target_options(sock, enabled)
+    datagram.report_local_address(sock, keyed and not enabled)
+    local.plain_keys = not (keyed or enabled)
 
 
 def _open_unconnected(family: int, options: SocketOptions) -> socket.socket:

@@ -6,13 +6,25 @@ ended, so nobody would notice that it does nothing any more.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.observe.log import Log
+
+
+def open_standard_descriptors() -> None:
+    """Open those of descriptors 0 to 2 that are closed.
+
+    Otherwise the next socket would get the number 2, and the log would be written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def report_to(log: Log) -> None:

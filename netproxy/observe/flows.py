@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections import deque
-from typing import TYPE_CHECKING, Callable, Iterable, NamedTuple, Protocol, Sequence
 
-from netproxy.interfaces.flows import LiveFlow, Record, Traffic
+from netproxy.interfaces.flows import Flow, LiveFlow, Record, Traffic
+from netproxy.observe.incidents import ENDED, FAILED, Incidents
 from netproxy.observe.metrics import Histogram
+from netproxy.typed import TYPE_CHECKING, Callable, Iterable, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import FlowRow
@@ -24,8 +23,6 @@ DIAL_BOUNDS = (0.01, 0.05, 0.25, 1.0, 5.0)
 TOTALS_LIMIT = 512
 """Keys of totals.  After many reloads with other names, flows of new names go under OTHER."""
 OTHER = "other"
-FAILURES = 20
-"""Failed flows to remember."""
 
 
 class TotalKey(NamedTuple):
@@ -49,14 +46,14 @@ class FlowTotal(NamedTuple):
     traffic: Traffic
 
 
-class FailedFlow(NamedTuple):
-    """A flow that ended before it began: it was refused, or the dial failed."""
+class Carried(NamedTuple):
+    """What all flows together have carried since the start."""
 
-    at: float
-    """Seconds since the epoch."""
-    target: str
-    upstream: str
-    why: str
+    up: int
+    """Bytes, client to target."""
+    down: int
+    live: int
+    """Flows that are running."""
 
 
 class RecordObserver(Protocol):
@@ -69,17 +66,29 @@ class RecordObserver(Protocol):
 class Flows:
     """The Observer that keeps the running flows and the totals."""
 
-    def __init__(self, finished: Callable[[Record], None]) -> None:
-        """Pass each record to `finished` after it has been added to the totals."""
+    def __init__(
+        self, finished: Callable[[Record], None], incidents: Incidents | None = None
+    ) -> None:
+        """Pass each record to `finished` after it has been added to the totals.
+
+        `incidents` remembers those that have failed; None for a new one.
+        """
         self._finished = finished
+        self._incidents = Incidents() if incidents is None else incidents
         self._numbers = itertools.count(1)
         # Guards everything below.
         self._lock = threading.Lock()
         self._live: dict[int, LiveFlow] = {}
         # Of ended flows: their number, then the four fields of Traffic.
-        self._ended: dict[TotalKey, list[int]] = {}
+        self._ended: dict[tuple[str, str, str], list[int]] = {}
         self._dial_times: dict[str, Histogram] = {}
-        self._failures: deque[FailedFlow] = deque(maxlen=FAILURES)
+
+    def use_numbers(self, start: int, step: int) -> None:
+        """Number flows from `start` in steps: no other process uses these numbers.
+
+        Call it before the first flow.
+        """
+        self._numbers = itertools.count(start, step)
 
     def began(self, live: LiveFlow, dialled: float | None = None) -> None:
         """Register a new flow and give it its number; `dialled` as in Observer."""
@@ -91,22 +100,27 @@ class Flows:
                 histogram = self._dial_times.get(upstream) or self._new_histogram(upstream)
                 histogram.add(dialled)
 
-    def finished(self, record: Record) -> None:
-        """Add a flow to the totals, or remember it as failed if it never began."""
+    def finished(self, record: Record) -> str:
+        """Add a flow to the totals, unless it never began.
+
+        Remember it if it has failed, and return its id then; "" for every other end.
+        """
         with self._lock:
-            if self._live.pop(record.number, None) is None:
-                self._failures.append(
-                    FailedFlow(time.time(), str(record.flow.target), record.upstream, record.ended)
-                )
-            else:
-                key = TotalKey(record.flow.network, record.flow.listener, record.upstream)
-                sums = self._sums(key)
+            has_lived = self._live.pop(record.number, None) is not None
+            if has_lived:
+                flow = record.flow
+                key = flow.network, flow.listener, record.upstream  # equals its TotalKey
+                sums = self._ended.get(key) or self._sums(TotalKey(*key))
                 sums[0] += 1
                 sums[1] += record.sent
                 sums[2] += record.received
                 sums[3] += record.datagrams_sent
                 sums[4] += record.datagrams_received
+        if not has_lived or record.decided:
+            kind = ENDED if has_lived else FAILED
+            record = record._replace(id=self._incidents.add_flow(record, kind))
         self._finished(record)
+        return record.id
 
     # -- reading
 
@@ -124,7 +138,8 @@ class Flows:
         with self._lock:
             running = list(self._live.values())
             totals = {
-                key: FlowTotal(sums[0], 0, Traffic(*sums[1:])) for key, sums in self._ended.items()
+                TotalKey(*key): FlowTotal(sums[0], 0, Traffic(*sums[1:]))
+                for key, sums in self._ended.items()
             }
         for live in running:
             key = TotalKey(live.flow.network, live.flow.listener, live.dialer.name)
@@ -138,15 +153,14 @@ class Flows:
             )
         return totals
 
+    def carried(self) -> Carried:
+        """Return the sums of the totals."""
+        return sum_of(self.totals().values())
+
     def dial_times(self) -> dict[str, Histogram]:
         """Return how long dials have taken, by upstream, as copies."""
         with self._lock:
             return {name: histogram.copy() for name, histogram in self._dial_times.items()}
-
-    def failures(self) -> list[FailedFlow]:
-        """Return the last FAILURES failed flows, the newest last."""
-        with self._lock:
-            return list(self._failures)
 
     # -- ending
 
@@ -182,11 +196,28 @@ class ObserverGroup:
         # The method itself: one call less for each flow.
         self.began = flows.began
 
-    def finished(self, record: Record) -> None:
-        """Pass a record to all."""
-        self._flows.finished(record)
+    def finished(self, record: Record) -> str:
+        """Pass a record to all; return the id of its incident, as Flows does."""
+        name = self._flows.finished(record)
         for other in self._others:
             other.finished(record)
+        return name
+
+
+def sum_of(totals: Iterable[FlowTotal]) -> Carried:
+    """Return what flows have carried together."""
+    up = down = live = 0
+    for total in totals:
+        up += total.traffic.sent
+        down += total.traffic.received
+        live += total.live
+    return Carried(up, down, live)
+
+
+def carried_by(live: LiveFlow) -> int:
+    """Return the bytes that a flow has carried in both directions."""
+    traffic = live.traffic()
+    return traffic.sent + traffic.received
 
 
 def describe_flows(flows: Iterable[LiveFlow], now: float) -> list[FlowRow]:
@@ -203,6 +234,8 @@ def _row(live: LiveFlow, now: float) -> FlowRow:
         "client": str(flow.client),
         "user": flow.user,
         "target": str(flow.target),
+        "name": _name(flow),
+        "route": flow.port_route.place if flow.port_route is not None else "",
         "upstream": live.dialer.name,
         "age": round(now - live.started, 3),
         "idle": round(min(live.idle(), now - live.started), 3),
@@ -211,6 +244,13 @@ def _row(live: LiveFlow, now: float) -> FlowRow:
         "datagrams_sent": traffic.datagrams_sent,
         "datagrams_received": traffic.datagrams_received,
     }
+
+
+def _name(flow: Flow) -> str:
+    """Return the name that was seen in the client's first bytes, "" for none."""
+    if flow.seen is not None:
+        return flow.seen.host
+    return flow.port_route.name if flow.port_route is not None else ""
 
 
 def _other(key: TotalKey) -> TotalKey:

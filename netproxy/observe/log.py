@@ -8,30 +8,30 @@ written by a thread of their own (log_writer), and no file is read here.
 
 from __future__ import annotations
 
+import os
 import sys
-import threading
 import time
 from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Callable, Hashable, Mapping, NamedTuple, Sequence
 
+from netproxy.interfaces.services import NO_ACCESS_FILE, AccessFileName, Counter, Trace
 from netproxy.observe.escaping import escape
-from netproxy.observe.log_queue import LineQueue
-from netproxy.observe.log_writer import LogWriter
+from netproxy.observe.incidents import LOGIN
+from netproxy.observe.writing.log_queue import LineQueue
+from netproxy.observe.writing.log_writer import LogWriter
 from netproxy.observe.records import DEBUG, ERROR, INFO, LEVEL_NAMES, WARNING
 from netproxy.observe.records import LEVELS as LEVELS
-from netproxy.observe.records import Fields, LineFormat, access_fields, as_text, calls_of
+from netproxy.observe.records import Fields, LineFormat, as_text, calls_of
+from netproxy.observe.writing.repeats import Repeats
 from netproxy.observe.trace import LogTrace
+from netproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Callable, Hashable, Iterable, Mapping, Sequence
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.flows import Record
-    from netproxy.interfaces.services import Counter, Trace
+    from netproxy.observe.incidents import Incidents
+    from netproxy.observe.writing.access_file import AccessFile
 
-LIMITED_SECONDS = 60.0
-"""Between two records of the same key."""
-LIMITED_KEYS = 1024
-"""Keys to remember: a key may hold a name that a stranger has chosen."""
 RECENT = 20
 """Warnings and errors to remember for the status page."""
 QUEUE = 8192
@@ -39,9 +39,7 @@ QUEUE = 8192
 FLUSH_SECONDS = 1.0
 """How long the end of the daemon waits for the reader of the log."""
 DROPPED = "records were dropped here: the log could not be written in time"
-"""The message of a record that stands for dropped ones."""
-LATER_LIMIT = 16
-"""Texts of later() that the janitor has not written yet."""
+LATER_LIMIT = 16  # texts of later() that the janitor has not written yet
 
 
 class Notice(NamedTuple):
@@ -51,17 +49,6 @@ class Notice(NamedTuple):
     """Seconds since the epoch."""
     level: str
     text: str
-
-
-class _Repeat:
-    """When the last record of a key was written, and how many were suppressed since."""
-
-    __slots__ = ("at", "text", "suppressed")
-
-    def __init__(self, at: float, text: str) -> None:
-        self.at = at
-        self.text = text
-        self.suppressed = 0
 
 
 class Log:
@@ -76,34 +63,76 @@ class Log:
     counter: Counter | None = None
     """Counts the records that had to be dropped, by level; None counts nothing."""
 
+    incidents: Incidents | None = None
+    """Remembers refused logins; None remembers none."""
+
     def __init__(
         self,
         level: str = "info",
         record_format: str = "text",
         access: bool = True,
         queue: int = QUEUE,
+        file: AccessFileName = NO_ACCESS_FILE,
         descriptor: int = 2,
     ) -> None:
         """Write records of at least `level` to `descriptor`.
 
-        `record_format` is "text" or "json"; `access` tells whether finished flows are logged.
-        Up to `queue` records wait for the reader.
+        `record_format` is "text" or "json"; `access` tells whether finished flows are logged, in
+        `file` if it names one.  Up to `queue` records wait for the reader.
         """
-        self._format = LineFormat()
+        self._format = LineFormat("JOURNAL_STREAM" in os.environ)
+        self._file: AccessFile | None = None
+        # Whether the lines of flows go there; it stays open if a reload takes it away.
+        self._to_file = False
         lines = LineQueue(tuple(LEVELS.values()), queue)
         self._writer = LogWriter(descriptor, lines, self._report_dropped, self._count_dropped)
-        self.configure(level, record_format, access, queue)
         self.recent = deque(maxlen=RECENT)
         self._later: deque[str] = deque(maxlen=LATER_LIMIT)
-        # Guards _repeats.
-        self._lock = threading.Lock()
-        self._repeats: dict[Hashable, _Repeat] = {}
+        self._repeats = Repeats(self._report_suppressed)
+        self.configure(level, record_format, access, queue, file)
 
-    def configure(self, level: str, record_format: str, access: bool, queue: int) -> None:
+    def configure(
+        self,
+        level: str,
+        record_format: str,
+        access: bool,
+        queue: int,
+        file: AccessFileName = NO_ACCESS_FILE,
+    ) -> None:
         """Apply a new configuration.  Thread: main."""
         self.level, self._access = level, access
         self._format.configure(record_format)
         self._writer.set_limit(queue)
+        # Assigned once: a flow that ends meanwhile has its line in one place.
+        self._to_file = bool(file.path) and self._use_file(file, queue)
+
+    def _use_file(self, file: AccessFileName, queue: int) -> bool:
+        """Open a file for the lines of flows; return False if it cannot be opened."""
+        # late: few logs have such a file
+        from netproxy.observe.writing.access_file import AccessFile
+
+        try:
+            if self._file is None:
+                self._file = AccessFile(file, queue, self._count_lost_line)
+            else:
+                self._file.use(file, queue)
+        except OSError as error:
+            self.error("log.file: cannot open %s: %s", file.path, error.strerror)
+            return False
+        return True
+
+    def reopen(self) -> None:
+        """Begin a new access file: the old one was renamed.  Thread: main."""
+        if self._to_file and self._file is not None:
+            try:
+                self._file.reopen()
+            except OSError as error:
+                self.error("log.file: cannot open it again: %s", error.strerror)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors of its own files, which a forked process needs as well."""
+        return () if self._file is None else (self._file.descriptor,)
 
     def close(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Write what waits, for at most `seconds`; return False if something still waits.
@@ -111,6 +140,8 @@ class Log:
         Records that come later are written if the process lives long enough.
         """
         self._write_later()
+        if self._file is not None:
+            self._file.close(seconds)
         return self._writer.close(seconds)
 
     def begin_in_child(self) -> None:
@@ -118,8 +149,11 @@ class Log:
 
         daemon.main registers it with os.register_at_fork().
         """
-        self._lock = threading.Lock()
+        self._repeats.begin_in_child()
+        self.recent = deque(maxlen=RECENT)
         self._writer.begin_in_child()
+        if self._file is not None:
+            self._file.begin_in_child()
 
     @property
     def level(self) -> str:
@@ -157,10 +191,15 @@ class Log:
         """Write a record at level info that an operator has asked for: no setting hides it."""
         self._write(INFO, message, values)
 
+    def answers(self, lines: Iterable[str]) -> None:
+        """Write several records as answer() does."""
+        for line in lines:
+            self.answer("%s", line)
+
     def limited(self, key: Hashable, message: str, *values: object) -> None:
         """Write a warning, at most once a minute for each `key`."""
         text = message % values if values else message
-        if self._admit(key, text):
+        if self._repeats.admit(key, text):
             self.warning("%s", text)
 
     def auth_failed(self, client: str, user: str, listener: str) -> None:
@@ -168,11 +207,11 @@ class Log:
 
         Never suppressed, and in a fixed form: programs that ban addresses count these lines.
         """
+        fields = {"msg": "auth_failed", "client": client, "user": user or "-", "listener": listener}
+        if self.incidents is not None:
+            fields["id"] = self.incidents.add(LOGIN, client, {**fields, "reason": "wrong login"})
         if self._level <= WARNING:
-            self._emit(
-                WARNING,
-                {"msg": "auth_failed", "client": client, "user": user or "-", "listener": listener},
-            )
+            self._emit(WARNING, fields)
 
     def exception(self, doing: str) -> None:
         """Write the exception that is being handled, with its traceback, as one record.
@@ -185,7 +224,7 @@ class Log:
         """Write an exception as exception() does."""
         kind = type(error).__name__ if error else "?"
         calls = calls_of(error.__traceback__ if error else None)
-        if self._admit((kind, calls[:1]), f"internal error while {doing}"):
+        if self._repeats.admit((kind, calls[:1]), f"internal error while {doing}"):
             self.error(
                 "internal error while %s: %s: %s (%s)", doing, kind, error, " < ".join(calls)
             )
@@ -195,14 +234,17 @@ class Log:
         self._later.append(text)
 
     def finished(self, record: Record) -> None:
-        """Write the access record of a flow, at level info.
+        """Write the access record of a flow: to the access file, or at level info.
 
         Without access records a refused flow has one nevertheless, once a minute and client.
         """
-        if self._level <= INFO:
+        file = self._file
+        if file is not None and self._to_file:
+            file.put(record)
+        elif self._level <= INFO:
             decided, client = record.decided, record.flow.client.host
-            if self._access or (decided and self._admit(("flow", client), decided)):
-                self._emit(INFO, access_fields(record))
+            if self._access or (decided and self._repeats.admit(("flow", client), decided)):
+                self._writer.put(INFO, self._format.access_line(record))
 
     def record(self, level: int, fields: Fields) -> None:
         """Write a record of several fields."""
@@ -218,41 +260,10 @@ class Log:
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Forget keys of more than a minute ago; return calls that report what they suppressed."""
         self._write_later()
-        if not self._repeats:
-            return ()
-        with self._lock:
-            expired = {
-                key: repeat
-                for key, repeat in self._repeats.items()
-                if now - repeat.at >= LIMITED_SECONDS
-            }
-            for key in expired:
-                del self._repeats[key]
-        return [
-            partial(self._report_suppressed, repeat)
-            for repeat in expired.values()
-            if repeat.suppressed
-        ]
+        return self._repeats.expire(now)
 
-    def _admit(self, key: Hashable, text: str) -> bool:
-        """Return whether a record of this key may be written; count it as suppressed if not."""
-        now = time.monotonic()
-        with self._lock:
-            repeat = self._repeats.pop(key, None)
-            if repeat is not None and now - repeat.at < LIMITED_SECONDS:
-                repeat.suppressed += 1
-                self._repeats[key] = repeat
-                return False
-            if repeat is None and len(self._repeats) >= LIMITED_KEYS:
-                # The key that was quiet for longest makes room.
-                repeat = self._repeats.pop(next(iter(self._repeats)))
-            self._repeats[key] = _Repeat(now, text)
-        if repeat is not None and repeat.suppressed:
-            self._report_suppressed(repeat)
-        return True
-
-    def _report_suppressed(self, repeat: _Repeat) -> None:
-        self.warning("suppressed %d similar messages: %s", repeat.suppressed, repeat.text)
+    def _report_suppressed(self, number: int, text: str) -> None:
+        self.warning("suppressed %d similar messages: %s", number, text)
 
     # -- writing
 
@@ -274,6 +285,11 @@ class Log:
     def _count_dropped(self, level: int) -> None:
         if self.counter is not None:
             self.counter.count("log_dropped", LEVEL_NAMES[level])
+
+    def _count_lost_line(self, level: int) -> None:
+        """Count a line that the access file does not take, and tell it while it lasts."""
+        self._count_dropped(level)
+        self.limited("log.file", "log.file: lines are lost: the disk is full, or nobody reads")
 
     def _report_dropped(self, dropped: Mapping[int, int]) -> tuple[int, bytes]:
         """Return the level and the line of a record that stands for `dropped`, by level."""

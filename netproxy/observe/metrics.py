@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Callable, Sequence
+
+from netproxy.typed import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
@@ -19,10 +20,12 @@ class Counters:
 
     def __init__(
         self,
-        note: Callable[[Refusal, int], None] | None = None,
+        note: Callable[[Refusal, int], str] | None = None,
         leaves_out: Callable[[str, str, str, int], bool] | None = None,
     ) -> None:
-        """`note(refusal, amount)` writes the record of a refusal; None writes none.
+        """`note(refusal, amount)` writes the record of a refusal and returns its id, if it has one.
+
+        None writes none.
 
         `leaves_out(name, reason, client, amount)` tells before that it would write none.
         """
@@ -32,17 +35,24 @@ class Counters:
         self._lock = threading.Lock()
         self._values: dict[tuple[str, str], int] = {}
 
+    def begin_in_child(self) -> None:
+        """Begin anew in a process that was forked: its parent keeps what was counted before.
+
+        Another thread of the parent may have held the lock.
+        """
+        self._lock = threading.Lock()
+        self._values = {}
+
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         """Add `amount`."""
         key = name, reason
         with self._lock:
             self._values[key] = self._values.get(key, 0) + amount
 
-    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
-        """Count `amount` refusals, and write their record."""
+    def refuse(self, refusal: Refusal, amount: int = 1) -> str:
+        """Count `amount` refusals, and write their record; return its id, "" without a record."""
         self.count(refusal.counter, refusal.reason, amount)
-        if self._note is not None:
-            self._note(refusal, amount)
+        return "" if self._note is None else self._note(refusal, amount)
 
     def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
         """Count `amount` refusals if they get no record now; return whether it did."""

@@ -7,12 +7,11 @@ Thread: any.  No file is read here.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Callable, Mapping, Protocol, TypeAlias
 
 from netproxy.observe.escaping import escape
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,11 +23,11 @@ CALLS_LIMIT = 32
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 LEVEL_NAMES = {value: name for name, value in LEVELS.items()}
+ACCESS_BLANKS = 11
+"""Blanks between the fields of access_text()."""
 Fields: TypeAlias = Mapping[str, object]
 # The priorities of sd-daemon(3).
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}
-# Printable ASCII without blank and quotation mark.
-_SIMPLE = re.compile(r"[!#-~]+\Z")
 
 
 class RecordLog(Protocol):
@@ -41,10 +40,11 @@ class RecordLog(Protocol):
 class LineFormat:
     """The form of the lines of a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: bool) -> None:
+        """Begin with text; `journal`: systemd's journal reads the lines, and knows the time."""
         # The current second since the epoch, and its text.
         self._stamp = (0, "")
-        self._journal = "JOURNAL_STREAM" in os.environ
+        self._journal = journal
         # Encodes a record as JSON, None for text.
         self._encode: Callable[[object], str] | None = None
         # Reads /etc/localtime now, which no thread that logs may do.
@@ -63,15 +63,23 @@ class LineFormat:
     def line(self, level: int, fields: Fields) -> bytes:
         """Return a record as one line, with its newline."""
         encode = self._encode
-        if encode is not None:
-            line = encode({"time": self._now(), "level": LEVEL_NAMES[level], **fields})
-        else:
-            line = as_text(fields)
-            if not self._journal:
-                line = f"{self._now()} {LEVEL_NAMES[level]} {line}"
+        if encode is None:
+            return self._text_line(level, as_text(fields))
+        line = encode({"time": self._now(), "level": LEVEL_NAMES[level], **fields})
+        return (f"<{_PRIORITIES[level]}>{line}\n" if self._journal else f"{line}\n").encode()
+
+    def access_line(self, record: Record) -> bytes:
+        """Return the access record of a flow as line() does, at level info."""
+        if self._encode is None and (text := access_text(record)):
+            return self._text_line(INFO, text)
+        return self.line(INFO, access_fields(record))
+
+    def _text_line(self, level: int, text: str) -> bytes:
         if self._journal:
-            line = f"<{_PRIORITIES[level]}>{line}"
-        return line.encode("utf-8", "backslashreplace") + b"\n"
+            line = f"<{_PRIORITIES[level]}>{text}\n"
+        else:
+            line = f"{self._now()} {LEVEL_NAMES[level]} {text}\n"
+        return line.encode("utf-8", "backslashreplace")
 
     def _now(self) -> str:
         """Return the time as text, made once a second: a busy proxy logs thousands of records."""
@@ -85,11 +93,11 @@ def as_text(fields: Fields) -> str:
     """Return a record as one line, without its time."""
     if len(fields) == 1:
         return str(fields["msg"])
-    values = [str(value) for value in fields.values()]
-    # Few records have a value that must be escaped or quoted: one match tells for all values.
-    if not (all(values) and _SIMPLE.match("".join(values))):
-        values = [_quote(value) for value in values]
-    return " ".join(map("=".join, zip(fields, values, strict=True)))
+    line = " ".join([f"{name}={value}" for name, value in fields.items()])
+    # Few records have a value that must be escaped or quoted, and the line tells for all values.
+    if _is_simple(line, len(fields) - 1):
+        return line
+    return " ".join([f"{name}={_quote(str(value))}" for name, value in fields.items()])
 
 
 def access_fields(record: Record) -> Fields:
@@ -109,12 +117,40 @@ def access_fields(record: Record) -> Fields:
         "seconds": round(record.seconds, 3),
         "ended": record.ended,
     }
+    if flow.seen is not None:
+        fields["name"] = flow.seen.host
+        fields["seen_in"] = flow.seen.seen_in
+    if flow.port_route is not None:
+        fields["route"] = flow.port_route.place
+        if flow.seen is None and flow.port_route.name:
+            fields["route_name"] = flow.port_route.name
     if flow.network == "udp":
         fields["datagrams_sent"] = record.datagrams_sent
         fields["datagrams_received"] = record.datagrams_received
     if record.decided:
         fields["decided"] = record.decided
+    if record.id:
+        fields["id"] = record.id
     return fields
+
+
+def access_text(record: Record) -> str:
+    """Return the text of access_fields(), made at once: every connection has such a record.
+
+    Returns "" for a record with further fields, or if a value must be escaped or quoted.
+    """
+    flow = record.flow
+    if record.decided or record.id or record.member or flow.network != "tcp":
+        return ""
+    if flow.seen is not None or flow.port_route is not None:
+        return ""
+    line = (
+        f"msg=finished listener={flow.listener} client={flow.client} user={flow.user or '-'} "
+        f"network=tcp target={flow.target} rule={record.rule or '-'} upstream={record.upstream} "
+        f"sent={record.sent} received={record.received} seconds={round(record.seconds, 3)} "
+        f"ended={record.ended}"
+    )
+    return line if _is_simple(line, ACCESS_BLANKS) else ""
 
 
 def calls_of(traceback: TracebackType | None) -> tuple[str, ...]:
@@ -129,6 +165,16 @@ def calls_of(traceback: TracebackType | None) -> tuple[str, ...]:
         calls.appendleft(f"{file}:{traceback.tb_lineno} {code.co_name}")
         traceback = traceback.tb_next
     return tuple(calls)
+
+
+def _is_simple(line: str, blanks: int) -> bool:
+    """Return whether no value of a line must be escaped or quoted.
+
+    `blanks` are those between the fields: another one is within a value.
+    """
+    if not line.isascii() or not line.isprintable() or '"' in line:
+        return False
+    return line.count(" ") == blanks and "= " not in line and line[-1] != "="
 
 
 def _quote(text: str) -> str:

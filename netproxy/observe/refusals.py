@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 from netproxy.interfaces.fairness import client_key
+from netproxy.observe.incidents import REFUSED, Incidents
 from netproxy.observe.records import INFO, WARNING
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
-    from netproxy.observe.records import Fields, RecordLog
+    from netproxy.observe.records import RecordLog
 
 RECORDS, WINDOW_SECONDS = 5, 60.0
 """Records of a client, a counter and a reason in so many seconds: enough to see what it tries.
@@ -33,8 +33,6 @@ Also how many clients a report of one counter and reason names.
 """
 WINDOWS_LIMIT = 1024
 """Windows to remember, 200 bytes each."""
-RECENT = 20
-"""Records to remember, for the status page."""
 TEXT_LIMIT = 200
 """Characters of what a client has asked for: the target of a request may have thousands."""
 MESSAGE = "refused"
@@ -67,10 +65,17 @@ class _Window:
 class RefusalLog:
     """Writes the records of refusals.  Expirable: reports later how many it has left out."""
 
-    def __init__(self, log: RecordLog) -> None:
+    def __init__(self, log: RecordLog, incidents: Incidents | None = None) -> None:
+        """Write the records to a log; `incidents` remembers them, None for a new one."""
         self._log = log
-        self.recent: deque[tuple[float, Fields]] = deque(maxlen=RECENT)
-        """The last records, each with its time in seconds since the epoch."""
+        self._incidents = Incidents() if incidents is None else incidents
+        self.begin_in_child()
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a process that was forked: its parent writes what it has noted itself.
+
+        Another thread of the parent may have held the lock.
+        """
         # Guards everything below.
         self._lock = threading.Lock()
         # The oldest first.
@@ -84,12 +89,18 @@ class RefusalLog:
         # Read without the lock.
         self._seconds: dict[str, tuple[float, int]] = {}
 
-    def note(self, refusal: Refusal, amount: int) -> None:
-        """Write the record of `amount` refusals, or count them as left out."""
-        if self._admits(refusal, amount, time.monotonic()):
-            fields = _fields(refusal, amount)
-            self.recent.append((time.time(), fields))
-            self._log.record(_LEVELS.get(refusal.counter, INFO), fields)
+    def note(self, refusal: Refusal, amount: int) -> str:
+        """Write the record of `amount` refusals, or count them as left out.
+
+        Return the id of the record, "" for none.
+        """
+        if not self._admits(refusal, amount, time.monotonic()):
+            return ""
+        fields = _fields(refusal, amount)
+        name = self._incidents.add(REFUSED, refusal.client, fields)
+        fields["id"] = name
+        self._log.record(_LEVELS.get(refusal.counter, INFO), fields)
+        return name
 
     def leaves_out(self, counter: str, reason: str, host: str, amount: int) -> bool:
         """Return whether `amount` refusals of a client get no record now; they count as left out.
@@ -188,7 +199,7 @@ def _has_ended(window: _Window, now: float) -> bool:
     return now - window.began >= WINDOW_SECONDS
 
 
-def _fields(refusal: Refusal, amount: int) -> Fields:
+def _fields(refusal: Refusal, amount: int) -> dict[str, object]:
     fields: dict[str, object] = {
         "msg": MESSAGE,
         "reason": refusal.reason,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Iterable, Iterator, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import ip_text
+from netproxy.typed import Iterable, Iterator, NamedTuple, Sequence
 
 # Types, classes and response codes.
-A, CNAME, SOA, AAAA, OPT = 1, 5, 6, 28, 41
+A, CNAME, SOA, PTR, AAAA, OPT = 1, 5, 6, 12, 28, 41
+SVCB, HTTPS = 64, 65
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 # Bytes of the RDATA of an address record, by type.

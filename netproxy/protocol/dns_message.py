@@ -7,8 +7,6 @@ cache_key() and aged() run for every cached answer and parse no records.  Pure; 
 
 from __future__ import annotations
 
-from typing import Sequence
-
 from netproxy.errors import ProtocolError
 from netproxy.protocol.dns import (
     ANSWER,
@@ -35,6 +33,7 @@ from netproxy.protocol.dns import (
     rcode,
     without_records,
 )
+from netproxy.typed import Sequence
 
 # The option COOKIE (RFC 7873), and its bytes while it has no server's half.
 _COOKIE, _CLIENT_COOKIE = 10, 8

@@ -11,11 +11,11 @@ I/O of its own.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple, Sequence, TypeAlias
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason, ReplyTable
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol.host import HostError, parse_host
+from netproxy.typed import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Reader, Steps
@@ -166,25 +166,6 @@ def encode_response(response: HttpResponse) -> bytes:
 def encode_fields(fields: Fields) -> bytes:
     """Encode fields and the empty line behind them."""
     return b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
-
-
-def encode_error(
-    status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = (), head: bool = False
-) -> bytes:
-    """Encode an error response of our own, text/plain, behind which the connection closes.
-
-    `extra` are further fields.  `head`: it answers a HEAD request and has no body.
-    """
-    body = (message + "\n").encode("ascii", "backslashreplace")
-    fields = [
-        (b"Content-Type", b"text/plain; charset=us-ascii"),
-        (b"X-Content-Type-Options", b"nosniff"),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Connection", b"close"),
-        *extra,
-    ]
-    response = HttpResponse(1, status, PHRASES[status].encode(), fields)
-    return encode_response(response) + (b"" if head else body)
 
 
 def parse_authority(raw: bytes, default_port: int = 0) -> Address:

@@ -1,17 +1,17 @@
 """The PROXY protocol, versions 1 and 2 (haproxy doc/proxy-protocol.txt): the bytes of both roles.
 
-A proxy in front of us sends a header before anything else, which names the client of the
-connection.  On a listener that expects the header it is mandatory.  The listener decides
-which peers are believed, and how long it waits for the header.  No I/O of its own.
+A proxy sends a header before anything else, which names the client of the connection.  On a
+listener that expects the header it is mandatory; the listener decides which peers are believed,
+and how long it waits for the header.  Upstreams and fixed targets may get one.  No I/O of its own.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, ip_text, pack_ip
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Reader, Steps
@@ -97,6 +97,28 @@ def _read_block(reader: Reader) -> Steps[Address | None]:
         return None
     size = _IP_SIZES[family]
     return Address(ip_text(block[:size]), int.from_bytes(block[2 * size : 2 * size + 2], "big"))
+
+
+def encode_header(version: str, source: Address, destination: Address) -> bytes:
+    """Encode the header of a TCP connection, "v1" or "v2".
+
+    It names no addresses (UNKNOWN, LOCAL) if there is no client with an IP address and a port, as
+    for a connection of the daemon's own, or if the destination is a name.
+    """
+    try:
+        pair = _pack_pair(source, destination)
+    except ValueError:
+        pair = None
+    if pair is None or not source.port:
+        if version == "v1":
+            return PREFIX + b"UNKNOWN\r\n"
+        return SIGNATURE + bytes((VERSION | LOCAL, UNSPEC)) + b"\0\0"
+    if version == "v2":
+        return encode_v2(source, destination)
+    # An IPv6 address in eight groups: section 2.1 allows no dots, not even in a v4-mapped one.
+    hosts = [ip_text(host) if len(host) == 4 else host.hex(":", 2) for host in pair]
+    family = "TCP4" if len(pair[0]) == 4 else "TCP6"
+    return f"PROXY {family} {' '.join(hosts)} {source.port} {destination.port}\r\n".encode("ascii")
 
 
 def encode_v2(source: Address, destination: Address, datagram: bool = False) -> bytes:

@@ -7,11 +7,11 @@ generators over a Reader, `encode_` functions are pure.  No I/O of its own, no p
 from __future__ import annotations
 
 from socket import AF_INET, inet_ntop
-from typing import TYPE_CHECKING, NamedTuple
 
 from netproxy.errors import ProtocolError, Reason, ReplyTable
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, pack_ip
 from netproxy.protocol.host import HostError, parse_host
+from netproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Reader, Steps

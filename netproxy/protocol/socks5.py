@@ -8,11 +8,11 @@ an unknown command is returned as it is, and the handler refuses it.
 from __future__ import annotations
 
 from socket import AF_INET, inet_ntop
-from typing import TYPE_CHECKING, NamedTuple
 
 from netproxy.errors import ProtocolError, Reason, ReplyTable
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, ip_text, pack_ip
 from netproxy.protocol.host import HostError, parse_host
+from netproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Reader, Steps

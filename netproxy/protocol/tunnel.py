@@ -3,26 +3,28 @@
 The agent dials the bridge.  Each connection begins with a handshake in which each side proves
 that it has the token without sending it.  After it the connection carries capsules (RFC 9297) of
 our own types.  A control connection carries nothing else; a work connection, once it is opened,
-is one stream of bytes or of datagrams (protocol.tunnel_datagrams).  man/netproxy-tunnel.7
+is one stream of bytes or of datagrams (protocol.tunnels.datagrams).  man/netproxy-tunnel.7
 describes the same for others.  No I/O; any thread.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
+import struct
 
 from netproxy.errors import ProtocolError, Reason
 from netproxy.protocol import socks5
-from netproxy.protocol.capsule import VARINT_LONGEST, encode_varint, parse_varint
+from netproxy.protocol.http.capsule import VARINT_LONGEST, encode_varint, parse_varint
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Reader, Steps
 
 MAGIC, VERSION = b"\x9eNPT", 1
-CONTROL, WORK = 0, 1
-"""Kinds of connection."""
+CONTROL, WORK, RESUME, ATTACH = range(4)
+"""Kinds of connection.  RESUME is another control connection of a session, ATTACH another work
+connection of a flow (protocol.tunnels.path)."""
 
 NONCE_SIZE, PROOF_SIZE, SESSION_SIZE = 32, 32, 16
 """Bytes."""
@@ -42,7 +44,7 @@ _CHALLENGE, _WELCOME, _REFUSAL = 1, 2, 3
 # Signed before the role, which makes each proof valid for one side only.
 _LABEL = b"netproxy tunnel 1 "
 
-NOT_PROVEN, NAME_IN_USE, NO_SESSION, TOO_MANY = 1, 2, 3, 4
+NOT_PROVEN, NAME_IN_USE, NO_SESSION, TOO_MANY, NO_FLOW = 1, 2, 3, 4, 5
 """Reasons of a refused handshake."""
 
 REFUSALS = {
@@ -50,10 +52,15 @@ REFUSALS = {
     NAME_IN_USE: "another agent with this name is connected",
     NO_SESSION: "the session has ended",
     TOO_MANY: "enough work connections are waiting",
+    NO_FLOW: "the flow has ended",
 }
 
 # Types of capsules.
 REGISTER, REGISTERED, PING, PONG, WANT, CLOSE, OPEN, ACCEPT, REFUSE = range(0x4E5401, 0x4E540A)
+OPEN_REUSABLE, PATH_OFFER, PATH_END, FLOW, RESUMABLE = range(0x4E540A, 0x4E540F)
+DIRECT_OFFER, DIRECT_FLOW, DIRECT_END, DIRECT_STATE = range(0x4E5410, 0x4E5414)
+OF_PATHS = frozenset({PATH_OFFER, PATH_END, DIRECT_OFFER, DIRECT_FLOW, DIRECT_END})
+"""The messages of a bridge about datagram paths."""
 
 SERVED, NOT_ALLOWED, CANNOT_LISTEN = 0, 1, 2
 """Outcomes of the registration of a service."""
@@ -94,6 +101,9 @@ _REASON_CODES = {reason: code for code, reason in REASONS.items()}
 _NETWORKS = {6: "tcp", 17: "udp"}
 _NETWORK_NUMBERS = {name: number for number, name in _NETWORKS.items()}
 _TO_SERVICE, _TO_ADDRESS = 0, 1
+# Flags of a REGISTER message, in the order of the fields of Registration.
+_FLAGS = (1, 2, 4, 8, 16)
+_FLOW = struct.Struct("!QQ")
 
 
 def reason_text(texts: Mapping[int, str], reason: int) -> str:
@@ -105,11 +115,20 @@ class Hello(NamedTuple):
     """What the agent sends first on each connection."""
 
     kind: int
-    """CONTROL or WORK."""
+    """CONTROL, WORK, RESUME or ATTACH."""
     name: str
     nonce: bytes
     session: bytes = b""
-    """Of a work connection: the session that its control connection was given."""
+    """Unless the kind is CONTROL: the session that the agent's control connection was given."""
+    path: int = 0
+    """For ATTACH: the path of the flow, and its number there."""
+    flow: int = 0
+
+    @property
+    def session_and_flow(self) -> bytes:
+        """The bytes behind the name, which the agent's proof signs as well."""
+        flow = _FLOW.pack(self.path, self.flow) if self.kind == ATTACH else b""
+        return self.session + flow
 
 
 class Welcome(NamedTuple):
@@ -130,6 +149,22 @@ class BridgePort(NamedTuple):
         return f"{self.port}/{self.network}"
 
 
+class Registration(NamedTuple):
+    """What an agent tells its bridge with REGISTER."""
+
+    services: Sequence[BridgePort]
+    """All ports that the agent wants to serve."""
+    is_exit: bool
+    reuses: bool = False
+    """True if the bridge may send OPEN_REUSABLE."""
+    takes_paths: bool = False
+    """True if the bridge may send PATH_OFFER, PATH_END and FLOW (protocol.tunnels.path)."""
+    resumes: bool = False
+    """True if the bridge may send RESUMABLE: the agent will go on with a session."""
+    takes_direct: bool = False
+    """True if the bridge may have clients talk to the agent directly (protocol.tunnels.direct)."""
+
+
 class OpenRequest(NamedTuple):
     """What the bridge wants a work connection to carry."""
 
@@ -145,23 +180,23 @@ class TunnelMessage(NamedTuple):
     """A capsule."""
 
     kind: int
-    """REGISTER to REFUSE; a type of a later version may have any other number."""
+    """REGISTER to DIRECT_STATE; a type of a later version may have any other number."""
     value: bytes
 
 
 # -- the handshake
 
 
-# Hello, agent to bridge; SESSION only for WORK
-# +-------+---------+------+-------+-----+------+---------+
-# | MAGIC | VERSION | KIND | NONCE | LEN | NAME | SESSION |
-# |   4   |    1    |  1   |  32   |  1  | 1-63 |   16    |
-# +-------+---------+------+-------+-----+------+---------+
+# Hello, agent to bridge; no SESSION for CONTROL; PATH and FLOW for ATTACH alone
+# +-------+---------+------+-------+-----+------+---------+------+------+
+# | MAGIC | VERSION | KIND | NONCE | LEN | NAME | SESSION | PATH | FLOW |
+# |   4   |    1    |  1   |  32   |  1  | 1-63 |   16    |  8   |  8   |
+# +-------+---------+------+-------+-----+------+---------+------+------+
 def encode_hello(hello: Hello) -> bytes:
     """Return the bytes of a hello."""
     name = hello.name.encode("ascii")
     head = MAGIC + bytes((VERSION, hello.kind))
-    return head + hello.nonce + bytes((len(name),)) + name + hello.session
+    return head + hello.nonce + bytes((len(name),)) + name + hello.session_and_flow
 
 
 def read_hello(reader: Reader) -> Steps[Hello]:
@@ -173,10 +208,10 @@ def read_hello(reader: Reader) -> Steps[Hello]:
     if not head.startswith(MAGIC):
         raise ProtocolError("not a tunnel agent")
     version, kind = head[-2:]
-    if version != VERSION or kind not in (CONTROL, WORK):
+    if version != VERSION or kind > ATTACH:
         raise ProtocolError(
             f"unknown tunnel version {version} or connection kind {kind}"
-            f" (supported: version {VERSION}, kinds {CONTROL} and {WORK})"
+            f" (supported: version {VERSION}, kinds {CONTROL} to {ATTACH})"
         )
     nonce = yield from reader.read_exactly(NONCE_SIZE)
     length = yield from reader.read_exactly(1)
@@ -184,10 +219,12 @@ def read_hello(reader: Reader) -> Steps[Hello]:
     name = raw_name.decode("latin-1")
     if not re.match(_AGENT_NAME, name):
         raise ProtocolError("not a valid agent name")
-    session = b""
-    if kind == WORK:
+    session = flow = b""
+    if kind != CONTROL:
         session = yield from reader.read_exactly(SESSION_SIZE)
-    return Hello(kind, name, nonce, session)
+    if kind == ATTACH:
+        flow = yield from reader.read_exactly(_FLOW.size)
+    return Hello(kind, name, nonce, session, *(_FLOW.unpack(flow) if flow else ()))
 
 
 # Challenge and welcome, bridge to agent; a refusal may replace either.
@@ -245,14 +282,14 @@ def _is_answer(kind: int, expected: int) -> bool:
     return kind == expected
 
 
-# The bytes that a proof signs; SESSION only if the side that signs knows it
-# +-------+------+------+-----+------+---------------+----------------+---------+
-# | LABEL | ROLE | KIND | LEN | NAME | AGENT'S NONCE | BRIDGE'S NONCE | SESSION |
-# |  18   |  1   |  1   |  1  | 1-63 |      32       |       32       | 0 or 16 |
-# +-------+------+------+-----+------+---------------+----------------+---------+
+# The bytes that a proof signs; SESSION: of the agent all that follows the name in its hello
+# +-------+------+------+-----+------+---------------+----------------+-----------+
+# | LABEL | ROLE | KIND | LEN | NAME | AGENT'S NONCE | BRIDGE'S NONCE |  SESSION  |
+# |  18   |  1   |  1   |  1  | 1-63 |      32       |       32       | 0, 16, 32 |
+# +-------+------+------+-----+------+---------------+----------------+-----------+
 def agent_proof(token: bytes, hello: Hello, nonce: bytes) -> bytes:
     """Return the agent's proof; `nonce` is the bridge's."""
-    return _sign(token, b"A", hello, nonce, hello.session)
+    return _sign(token, b"A", hello, nonce, hello.session_and_flow)
 
 
 def bridge_proof(token: bytes, hello: Hello, nonce: bytes, session: bytes) -> bytes:
@@ -327,23 +364,25 @@ def _read_varint(reader: Reader) -> Steps[int]:
     return parsed[0]
 
 
-# REGISTER; FLAGS is 01 for an exit      REGISTERED
+# REGISTER; FLAGS are the bits of Registration      REGISTERED
 # +-------+----------------------+       +--------------------------------+
 # | FLAGS | NETWORK | PORT | ... |       | NETWORK | PORT | OUTCOME | ... |
 # |   1   |    1    |  2   |     |       |    1    |  2   |    1    |     |
 # +-------+----------------------+       +--------------------------------+
-def encode_register(services: Iterable[BridgePort], is_exit: bool) -> bytes:
-    """Return the bytes of a REGISTER message: all ports that the agent wants to serve."""
-    value = bytes((is_exit,)) + b"".join(map(_encode_bridge_port, services))
+def encode_register(registration: Registration) -> bytes:
+    """Return the bytes of a REGISTER message."""
+    services, *said = registration
+    flags = sum(flag for flag, is_set in zip(_FLAGS, said, strict=True) if is_set)
+    value = bytes((flags,)) + b"".join(map(_encode_bridge_port, services))
     return encode_message(REGISTER, value)
 
 
-def parse_register(value: bytes) -> tuple[list[BridgePort], bool]:
-    """Return the ports that the agent wants, and whether it is an exit.  Raises ProtocolError."""
+def parse_register(value: bytes) -> Registration:
+    """Return the registration in a REGISTER message.  Raises ProtocolError."""
     if len(value) % 3 != 1 or len(value) > 1 + 3 * SERVICES_LIMIT:
         raise ProtocolError("a malformed REGISTER message")
     services = [_parse_bridge_port(value[at : at + 3]) for at in range(1, len(value), 3)]
-    return services, bool(value[0] & 1)
+    return Registration(services, *(bool(value[0] & flag) for flag in _FLAGS))
 
 
 def encode_registered(outcomes: Iterable[tuple[BridgePort, int]]) -> bytes:
@@ -362,36 +401,40 @@ def parse_registered(value: bytes) -> list[tuple[BridgePort, int]]:
 
 
 def encode_number(kind: int, number: int) -> bytes:
-    """Return the bytes of a WANT (a count), CLOSE or REFUSE message (a reason)."""
+    """Return the bytes of a message that is a number.
+
+    WANT: a count; CLOSE and REFUSE: a reason; PATH_END: a path.
+    """
     return encode_message(kind, encode_varint(number))
 
 
 def parse_number(value: bytes) -> int:
-    """Return the number in a WANT, CLOSE or REFUSE message.  Raises ProtocolError."""
+    """Return the number in a message that is a number.  Raises ProtocolError."""
     parsed = parse_varint(value, 0, len(value))
     if parsed is None:
         raise ProtocolError("a tunnel message without its number")
     return parsed[0]
 
 
-# OPEN; CLIENT and an address as target are ATYP, ADDR and PORT of SOCKS5 (RFC 1928 section 5)
+# OPEN and OPEN_REUSABLE; CLIENT and an address as target are ATYP, ADDR and PORT of SOCKS5
+# (RFC 1928 section 5)
 # +---------+--------+-----+--------+      +------------+
 # | NETWORK | CLIENT | 00  |  PORT  |  or  | 01 | TARGET |
 # |    1    |  7-19  |  1  |   2    |      | 1  | 7-259  |
 # +---------+--------+-----+--------+      +------------+
-def encode_open(request: OpenRequest) -> bytes:
-    """Return the bytes of an OPEN message."""
+def encode_open(request: OpenRequest, kind: int = OPEN) -> bytes:
+    """Return the bytes of an OPEN message, or of another `kind`: OPEN_REUSABLE."""
     target = request.target
     if isinstance(target, BridgePort):
         encoded_target = bytes((_TO_SERVICE,)) + target.port.to_bytes(2, "big")
     else:
         encoded_target = bytes((_TO_ADDRESS,)) + socks5.encode_address(target)
     network = bytes((_NETWORK_NUMBERS[request.network],))
-    return encode_message(OPEN, network + socks5.encode_address(request.client) + encoded_target)
+    return encode_message(kind, network + socks5.encode_address(request.client) + encoded_target)
 
 
 def parse_open(value: bytes) -> OpenRequest:
-    """Return the request in an OPEN message.  Raises ProtocolError."""
+    """Return the request in an OPEN or OPEN_REUSABLE message.  Raises ProtocolError."""
     size = address_size(value, 1, len(value)) or len(value)
     end = 1 + size
     if end >= len(value) or value[0] not in _NETWORKS:
@@ -404,9 +447,14 @@ def parse_open(value: bytes) -> OpenRequest:
     return OpenRequest(network, client, BridgePort(network, int.from_bytes(rest, "big")))
 
 
-def encode_accept() -> bytes:
-    """Return the bytes of an ACCEPT message."""
-    return encode_message(ACCEPT)
+def encode_accept(flow: int = 0) -> bytes:
+    """Return the bytes of an ACCEPT message; `flow`: of a FLOW message that is taken, 0: none."""
+    return encode_number(ACCEPT, flow) if flow else encode_message(ACCEPT)
+
+
+def parse_accept(value: bytes) -> int:
+    """Return the flow that the agent has taken, 0 for none.  Raises ProtocolError."""
+    return parse_number(value) if value else 0
 
 
 def encode_refuse(reason: Reason) -> bytes:

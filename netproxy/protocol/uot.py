@@ -8,10 +8,9 @@ once and name their targets.  No I/O.  Thread: any.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from netproxy.errors import ProtocolError
 from netproxy.protocol import socks5
+from netproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -117,7 +116,7 @@ def _address_size(address_type: int, name_length: int) -> int:
 
 
 class Frames:
-    """The framing of a UoT stream (net.framed.Framing)."""
+    """The framing of a UoT stream (interfaces.datagrams.Framing)."""
 
     payload_limit = 65535
 

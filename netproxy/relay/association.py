@@ -13,9 +13,9 @@ Used by the threads of control connections and by the reader thread of a relay p
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Sequence
 
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+from netproxy.typed import TYPE_CHECKING, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

@@ -6,9 +6,8 @@ NatTable guards every attribute with its lock.  The readers of the client's sess
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Hashable, Protocol
-
 from netproxy.interfaces.fairness import client_key
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -18,6 +17,10 @@ if TYPE_CHECKING:
 
 class DrainingSocket(Protocol):
     """A reply socket that queues what its peer does not take at once."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is in the queue."""
 
     def drain(self, given_up: Callable[[], bool]) -> None:
         """Block until the queue has been sent, or until given_up() is true."""
@@ -41,6 +44,7 @@ class Client:
         "draining",
         "waiting",
         "unrouted",
+        "bound_ended",
     )
 
     def __init__(
@@ -80,6 +84,9 @@ class Client:
         """Datagrams that wait, in all its entries."""
         self.unrouted: set[Key] = set()
         """Keys of entries in EntryState.ROUTING."""
+        self.bound_ended: Callable[[], None] | None = None
+        """Set if its address at targets must stay: it has one session, at whose end this is
+        called (NatTable.keep_bound)."""
 
 
 def no_header(source: Address) -> bytes:

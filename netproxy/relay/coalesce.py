@@ -7,10 +7,9 @@ One Runs object serves one batch, on the thread that received it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Generic, Sequence, TypeVar
-
 from netproxy.interfaces.datagrams import Run
 from netproxy.net.datagram import SEGMENTED_BYTES, SEGMENTS_LIMIT
+from netproxy.typed import TYPE_CHECKING, Callable, Generic, Sequence, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces.accounts import Pace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from select import POLLIN
-from typing import TYPE_CHECKING, Protocol
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
@@ -14,6 +13,7 @@ from netproxy.interfaces.listeners import DECIDED_BY, decided_by
 from netproxy.interfaces.routing import Route
 from netproxy.net.stream import poll_watched
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
+from netproxy.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.accounts import Account, Pace
@@ -88,6 +88,11 @@ class TracedRelay(Relay):
         ended = super()._move(ready)
         self._tell()
         return ended
+
+    def _step(self, descriptor: int, events: int) -> Wait | None:
+        following = super()._step(descriptor, events)
+        self._tell()
+        return following
 
     def _next_wait(self) -> Wait:
         self._tell()
@@ -166,8 +171,8 @@ class OutboundConnection:
         return self._relay.begin()
 
     def relay_ended(self, outcome: Outcome) -> None:
-        """Write the record: the relay has ended."""
-        self.finish(outcome.ended)
+        """Write the record: the relay has ended, and has closed both streams."""
+        self.finish(outcome.ended, keep=True)
 
     def may_serve(self, route: Route) -> bool:
         """Return whether the next request may use the connection, which has been kept."""
@@ -203,10 +208,10 @@ class OutboundConnection:
         if self._client is not None:
             self._client.shutdown()
 
-    def finish(self, ended: str, keep: bool = False, fault: str = "") -> None:
+    def finish(self, ended: str, keep: bool = False, fault: str = "") -> str:
         """Write the record, once; close the upstream unless it is kept for again().
 
-        `fault`: the error that ended it, "" for none.
+        `fault`: the error that ended it, "" for none.  Return the id of the record, if it has one.
         """
         if not keep:
             self.upstream.close()
@@ -222,7 +227,7 @@ class OutboundConnection:
             fault = decided_by(ended, self.flow.user)
         elif client is not None and client.evicted:
             ended, fault = take_eviction(client)
-        observer.finished(
+        name = observer.finished(
             Record(
                 self.flow,
                 self.dialer.name,
@@ -238,3 +243,4 @@ class OutboundConnection:
         )
         if self.trace is not None:
             self.trace.step("ended", target=self.flow.target, ended=ended, received=received)
+        return name

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 
-from typing import TYPE_CHECKING
-
 from netproxy.interfaces.accounts import UNLIMITED
-from netproxy.interfaces.sockets import LayeredSocket
+from netproxy.interfaces.sockets import HANG_UP, LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.accounts import Pace
@@ -56,9 +56,12 @@ class Direction:
         "pending",
         "ended",
         "done",
+        "last",
         "bytes_moved",
+        "busy",
         "pace",
         "paused",
+        "hang_up",
         "_splice",
         "_encrypted",
         "_read_size",
@@ -90,10 +93,17 @@ class Direction:
         """True if the source has ended."""
         self.done = False
         """True if the target has been told so."""
+        self.last = False
+        """True if the relay closes both sockets as soon as this direction is done: close(2) tells
+        the target as shutdown(2) would."""
         self.bytes_moved = 0
+        self.busy = False
+        """True if enough bytes come to be worth a thread."""
         self.pace = pace
         self.paused = False
         """True if it must not be read before `pace.delay()` has passed."""
+        self.hang_up = HANG_UP
+        """Events of the source after which nothing can reach it."""
         self._splice = splice
         self._encrypted = encrypted
         self._read_size = read_size
@@ -101,11 +111,6 @@ class Direction:
         self._full = self._tiny = 0
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
-
-    @property
-    def busy(self) -> bool:
-        """True if enough bytes come to be worth a thread."""
-        return self._full >= FULL_READS or self._pipe is not None
 
     def move(self) -> None:
         """Read and write as long as neither has to wait.  Nothing may be pending."""
@@ -150,18 +155,24 @@ class Direction:
                 os.close(descriptor)
             self._pipe = None
         self._full = self._tiny = 0
+        self.busy = False
 
     def _move_by_copy(self, room: int) -> bool:
         """Move at most `room` bytes; return whether more may be there."""
         size = self._read_size
-        view = syscalls.cleartext_buffer().view[: size if size < room else room]
+        view = syscalls.buffers.cleartext.view[: size if size < room else room]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
             return False
         if not count:
             return self._end()
-        written = self._write(view[:count])
+        # As _write(), without the call: every small transfer passes here.
+        try:
+            written = self.target.send(view[:count])
+        except BlockingIOError:
+            written = 0
+        self.bytes_moved += written
         if self._encrypted is not None:
             self.ended = self._encrypted.peer_ended
         if written < count:
@@ -171,11 +182,13 @@ class Direction:
             return self._end()
         if count < (BUFFER if self._encrypted is None else DECIPHERED):
             self._full = 0
+            self.busy = False
             # A read that a limit has made small says nothing of what is left.
             return count == room
         self._full += 1
         if self._full == FULL_READS:
             # From here on the relay is busy, and its next turn is on a thread.
+            self.busy = True
             return False
         if self._full > FULL_READS and self._splice:
             self._open_pipe()
@@ -201,7 +214,8 @@ class Direction:
 
     def _pass_end_on(self) -> None:
         try:
-            self.target.shutdown(socket.SHUT_WR)
+            if not self.last:
+                self.target.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             # TLS announces its end, and there is no room for that now.
             self.pending = _END
@@ -251,3 +265,13 @@ class Direction:
             count = 0
         self.bytes_moved += count
         return count
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Return whether a socket has hung up now.
+
+    An event alone may be about the last owner of the descriptor.
+    """
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(events & HANG_UP for _, events in poll.poll(0))

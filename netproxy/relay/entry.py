@@ -10,14 +10,17 @@ Entry.destination without it.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Hashable, TypeAlias
+import math
+
+from netproxy.typed import TYPE_CHECKING, Hashable, TypeAlias
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Destination
     from netproxy.interfaces.flows import Flow
     from netproxy.relay.client import Client
     from netproxy.relay.session import Session
-    from netproxy.relay.waiting_datagrams import WaitingDatagram
+    from netproxy.relay.table.waiting_datagrams import WaitingDatagram
 
 DNS_PORT = 53
 ONE_WAY_SECONDS = 60.0
@@ -52,6 +55,7 @@ class EntryState(enum.Enum):
     ========  =========  =========  =========  ========  =====  ========  ====
     datagram  wait       wait       wait       wait      send   retry(1)  drop
     routed    (2)        -          -          -         -      -         -
+    moved     -          (2)(4)     -          -         -      -         -
     retry     -          -          -          -         -      (2)       -
     dialled   -          PREPARING  -          -         -      -         -
     prepared  -          -          FLUSHING   -         -      -         -
@@ -64,6 +68,7 @@ class EntryState(enum.Enum):
     (2) PREPARING if the mapping is OPEN, DIALLING if it is or can be dialled, FAILED if its last
         dial has failed a moment ago.
     (3) NatTable removes it, so that the next datagram starts again with the router.
+    (4) With another mapping: the connection of the mapping is for another target.
     """
 
     ROUTING = "routing"
@@ -108,21 +113,17 @@ class Entry:
     """One target of one client endpoint.  Its on_ methods are the events of EntryState."""
 
     __slots__ = (
-        "key",
-        "client",
-        "flow",
-        "state",
-        "mapping",
-        "session",
-        "prepared",
-        "destination",
-        "waiting",
-        "retry_at",
-        "ended",
+        *("key", "client", "flow", "state", "mapping", "session", "prepared", "destination"),
+        *("written", "waiting", "retry_at", "ended"),
     )
 
-    def __init__(self, key: Key, client: Client, flow: Flow) -> None:
-        """Make an entry in state ROUTING.  `flow` has no addresses yet."""
+    def __init__(
+        self, key: Key, client: Client, flow: Flow, written: Address | None = None
+    ) -> None:
+        """Make an entry in state ROUTING.  `flow` has no addresses yet.
+
+        `written`: the fake address that the client writes to; None if it is the flow's target.
+        """
         self.key = key
         self.client = client
         self.flow = flow
@@ -135,6 +136,7 @@ class Entry:
         """Set by "prepared": from then on the target may reply."""
         self.destination: Destination | None = None
         """Set by "flushed", for good: the reader thread sends there and looks at no state."""
+        self.written = written
         self.waiting: list[WaitingDatagram] = []
         self.retry_at = 0.0
         """Monotonic time of the next attempt, in state FAILED."""
@@ -155,6 +157,17 @@ class Entry:
         self.session = mapping.session
         mapping.add(self)
         return self._begin(now)
+
+    def on_moved(self) -> bool:
+        """Leave a mapping whose connection is for another target; on_routed() follows.
+
+        Returns False if it does not wait for that connection.
+        """
+        if self.state is not EntryState.DIALLING:
+            return False
+        del self.mapping.entries[self.key]
+        self.state = EntryState.ROUTING
+        return True
 
     def on_retry(self, now: float) -> Action:
         """Try again, if it is time."""
@@ -220,7 +233,7 @@ class NatMapping:
     MappingState.
     """
 
-    __slots__ = ("client", "key", "session", "state", "retry_at", "entries", "only_dns")
+    __slots__ = ("client", "key", "session", "state", "retry_at", "entries", "only_dns", "name")
 
     def __init__(self, client: Client, key: object, session: Session) -> None:
         """Make a mapping in state CLOSED.  `key` is its key among the client's mappings."""
@@ -234,15 +247,25 @@ class NatMapping:
         """Oldest first."""
         self.only_dns = True
         """True if all targets so far were name servers."""
+        self.name = ""
+        """The name of the first target with a fake address, "" for none."""
 
     def add(self, entry: Entry) -> None:
         """Add an entry that uses this mapping."""
         self.entries[entry.key] = entry
         self.only_dns = self.only_dns and entry.flow.target.port == DNS_PORT
+        if entry.written is not None and not self.name:
+            self.name = entry.flow.target.host
+
+    def reaches(self, target: Address) -> bool:
+        """Return whether the connection is for a target, as far as is known."""
+        return self.state is not MappingState.OPEN or self.session.conn.reaches(target)
 
     def idle_limit(self, idle: float) -> float:
         """Return the seconds that the session may be idle; `idle` is the timeout of the table."""
         session = self.session
+        if self.client.bound_ended is not None:
+            return math.inf
         if self.only_dns:
             # It ends with its last reply: a resolver asks from a new port each time.
             answered = 0 < session.datagrams_sent <= session.datagrams_received

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Callable
+
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Expirable, Log
@@ -49,6 +50,8 @@ class Janitor:
 
     def start(self) -> None:
         """Start the thread.  Raises RuntimeError if there is none to be had."""
+        # A thread that was made before a fork counts as ended in the child.
+        self.thread = threading.Thread(target=self._run, name="janitor", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:

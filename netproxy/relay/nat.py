@@ -10,88 +10,73 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, FlowRefused, Reason
-from netproxy.interfaces.accounts import limit_reason
-from netproxy.relay.deferring_lock import DeferringLock
+from netproxy.interfaces.routing import Route
 from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
 from netproxy.relay.pending_dial import PendingDials
-from netproxy.relay.quota import SessionLimits, SessionQuota
-from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
-from netproxy.relay.waiting_datagrams import WaitingQueues
+from netproxy.relay.quota import SessionQuota
+from netproxy.relay.table.deferring_lock import DeferringLock
+from netproxy.relay.table.fake_renewals import FakeRenewals
+from netproxy.relay.table.mapping_choice import ASSOCIATION_ENDED, MappingChoice
+from netproxy.relay.table.waiting_datagrams import WaitingQueues
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Iterable, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.accounts import Accounts
+    from netproxy.interfaces.accounts import SharedGauge
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Arena, Destination, Run
-    from netproxy.interfaces.fairness import FairSubmit
-    from netproxy.interfaces.flows import Flow, Observer
-    from netproxy.interfaces.routing import Route, Router
-    from netproxy.interfaces.services import Counter, Log
-    from netproxy.net.datagram import ArenaPool
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Router
     from netproxy.relay.client import Client
+    from netproxy.relay.session import Session
+    from netproxy.relay.table.policy import NatDependencies, NatPolicy
 
 ENTRIES_LIMIT = 4096
 """Entries of a session, which has one client.  At the limit the oldest is evicted; the next
 datagram to its target makes a new one."""
 UNROUTED_LIMIT = 256
 """Entries of a client in state ROUTING."""
-ASSOCIATION_ENDED = "association ended"
 RETRY_SECONDS = 2.0
 """How long a failed dial or lookup is not repeated.  After that a datagram repeats it."""
-
-
-class NatPolicy(NamedTuple):
-    """How a table behaves as a NAT, in the words of RFC 4787."""
-
-    limits: SessionLimits
-    idle_timeout: float = 300.0
-    """Seconds, for sessions that have seen both directions (REQ-5)."""
-    symmetric: bool = False
-    """True for one mapping for each target; otherwise it is endpoint-independent (REQ-1)."""
-    filtering: str = ENDPOINT_INDEPENDENT
-    """Which sources may reply (REQ-8)."""
-
-
-class NatDependencies(NamedTuple):
-    """What a table and its sessions need of the daemon."""
-
-    arenas: ArenaPool
-    dials: FairSubmit
-    names: FairSubmit
-    """A pool of its own: a name server that does not answer must delay no dial."""
-    counter: Counter
-    observer: Observer
-    accounts: Accounts
-    log: Log
 
 
 class NatTable:
     """The clients, entries and sessions of one UDP listener."""
 
-    def __init__(self, policy: NatPolicy, dependencies: NatDependencies) -> None:
+    def __init__(
+        self, policy: NatPolicy, dependencies: NatDependencies, shared: SharedGauge | None = None
+    ) -> None:
+        """`shared` counts the sessions of all worker processes; None if there is one process."""
         # Guards all attributes below, and every Client, Entry and NatMapping in them.
         # The listener's reader looks entries up without it, which the GIL makes safe.
         self._lock = DeferringLock()
-        self._policy = policy
-        self._quota = SessionQuota(policy.limits, dependencies.accounts)
+        self._quota = SessionQuota(policy.limits, dependencies.accounts, shared)
         self._waiting = WaitingQueues()
         self._mappings: dict[Session, NatMapping] = {}
         self.entries: dict[Key, Entry] = {}
         self.clients: dict[Hashable, Client] = {}
         """By their keys at the listener's socket."""
-        _, _, _, self._counter, self._observer, self._accounts, self._log = dependencies
+        _, _, _, self._counter, self._observer, _, _, _ = dependencies
+        self._choice = MappingChoice(
+            self, policy, self._quota, self._mappings, dependencies, self._remove, self._lock.defer
+        )
+        self._renewals = FakeRenewals(dependencies.renew_fake)
         self._pending = PendingDials(self, dependencies)
 
     def __len__(self) -> int:
         """Return the number of sessions."""
         return len(self._mappings)
 
+    @property
+    def symmetric(self) -> bool:
+        """True if new sessions are for one target each."""
+        return self._choice.policy.symmetric
+
     def set_policy(self, policy: NatPolicy) -> None:
         """Apply the policy of a new configuration.  Sessions that exist keep their mapping."""
         with self._lock:
-            self._policy = policy
+            self._choice.policy = policy
             self._quota.limits = policy.limits
 
     # -- the reader thread of the listener
@@ -155,18 +140,20 @@ class NatTable:
         Returns None if the target has no upstream or a limit is reached.  The `count`
         datagrams that asked for the entry have then been counted as dropped.
         """
+        written = flow.target
         try:
+            flow = router.named(flow)
+            entry = Entry(key, client, flow, None if flow.target is written else written)
             route = router.route_without_blocking(flow)
             if route is None:
-                return self._enter_unrouted(key, client, flow, router, count)
+                return self._enter_unrouted(entry, router, count)
             self._pending.check_carries_udp(route)
-            entry = Entry(key, client, flow)
             action = self._enter(entry, route)
-        except FlowRefused as error:
-            self._drop(flow, error.said, count, error.decided)
-            return None
         except DialError as error:
-            self._drop(flow, error.reason.value, count, error.decided or str(error))
+            reason, decided = error.why, error.decided or str(error)
+            if isinstance(error, FlowRefused):
+                reason, decided = error.said, error.decided
+            self._drop(flow, reason, count, decided)
             with self._lock:
                 self._keep_while_used(client, key[0])
             return None
@@ -179,13 +166,42 @@ class NatTable:
         self._pending.open_now(entry, self._enter(entry, route))
         return entry
 
+    def open_bound(self, client: Client, route: Route) -> Session:
+        """Open a client's session before it has a target.
+
+        Blocks.  Raises DialError, FlowRefused without room.
+        """
+        entry = Entry((client.peer, b""), client, route.flow)
+        with self._lock:
+            if not self._admits(entry):
+                raise FlowRefused(Reason.GENERAL, said=ASSOCIATION_ENDED)
+            mapping, evicted = self._choice.choose(entry, route, time.monotonic())
+            if isinstance(mapping, NatMapping):
+                mapping.on_needed(time.monotonic())
+        self._close_all(evicted)
+        if isinstance(mapping, FlowRefused):
+            raise mapping
+        self._pending.open_mapping(mapping)
+        return mapping.session
+
+    def keep_bound(self, client: Client, ended: Callable[[], None]) -> bool:
+        """Let a client have no other session than its only one, which is never idle.
+
+        `ended` is called at the session's end, on any thread; it must not block.  Returns False
+        if the session has ended already.
+        """
+        with self._lock:
+            if len(client.mappings) == 1:
+                client.bound_ended = ended
+        return client.bound_ended is not None
+
     def _enter(self, entry: Entry, route: Route) -> Action:
         """Add an entry whose route is known.  Raises FlowRefused if it finds no room."""
         client, action = entry.client, Action.NONE
         with self._lock:
             if not self._admits(entry):
                 raise FlowRefused(Reason.GENERAL, said=ASSOCIATION_ENDED)
-            mapping, evicted = self._mapping_for(client, route)
+            mapping, evicted = self._choice.choose(entry, route, time.monotonic())
             if isinstance(mapping, NatMapping):
                 self.entries[entry.key] = entry
                 action = self._attach(entry, route.flow, mapping)
@@ -195,11 +211,9 @@ class NatTable:
             raise mapping
         return action
 
-    def _enter_unrouted(
-        self, key: Key, client: Client, flow: Flow, router: Router, count: int
-    ) -> Entry | None:
+    def _enter_unrouted(self, entry: Entry, router: Router, count: int) -> Entry | None:
         """Add an entry whose target must be looked up before its upstream is known."""
-        entry = Entry(key, client, flow)
+        client = entry.client
         with self._lock:
             if not self._admits(entry):
                 self._drop_later(entry, ASSOCIATION_ENDED, count)
@@ -207,11 +221,11 @@ class NatTable:
             if len(client.unrouted) >= UNROUTED_LIMIT:
                 self._drop_later(entry, "waiting queue full", count)
                 return None
-            self.entries[key] = entry
-            client.unrouted.add(key)
+            self.entries[entry.key] = entry
+            client.unrouted.add(entry.key)
         self._pending.look_up(entry, router)
         if entry.state is EntryState.GONE:
-            self._drop(flow, entry.ended, count)
+            self._drop(entry.flow, entry.ended, count)
             return None
         return entry
 
@@ -223,7 +237,7 @@ class NatTable:
         with self._lock:
             if entry.state is not EntryState.ROUTING:
                 return action
-            mapping, evicted = self._mapping_for(client, route)
+            mapping, evicted = self._choice.choose(entry, route, time.monotonic())
             if isinstance(mapping, NatMapping):
                 client.unrouted.discard(entry.key)
                 action = self._attach(entry, route.flow, mapping)
@@ -243,10 +257,12 @@ class NatTable:
     def dialled(self, mapping: NatMapping) -> Sequence[Entry]:
         """Event "dialled" of a mapping and of its entries; return the entries to prepare.
 
+        Entries that the connection does not reach have moved to mappings of their own.
         If the mapping was removed during the dial, its connection is shut down.
         """
         with self._lock:
             if mapping.on_dialled():
+                self._move_strays(mapping)
                 return [entry for entry in mapping.entries.values() if entry.on_dialled()]
         mapping.session.shutdown()
         return ()
@@ -263,7 +279,7 @@ class NatTable:
         with self._lock:
             if not entry.on_prepared(destination):
                 return False
-            entry.session.permit(destination)
+            entry.session.permit(entry, destination)
             return True
 
     def prepare_failed(self, entry: Entry, reason: str, decided: str = "") -> None:
@@ -308,22 +324,24 @@ class NatTable:
                     client.owner = successor
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
-        """Remove the sessions that are idle; return the calls that close them.
+        """Remove the sessions that are idle; return the calls that close them, and renew others.
 
         Only datagrams of the client keep a session alive (RFC 4787 REQ-6).
         """
         idle: list[NatMapping] = []
         with self._lock:
+            idle_timeout = self._choice.policy.idle_timeout
             self._quota.sweep()
             for session, mapping in self._mappings.items():
                 if session.active:
                     session.active = False
                     session.seen = now
-                elif now - session.seen >= mapping.idle_limit(self._policy.idle_timeout):
+                elif now - session.seen >= mapping.idle_limit(idle_timeout):
                     idle.append(mapping)
             for mapping in idle:
                 self._remove(mapping, "idle")
-        return [partial(self._close, mapping.session) for mapping in idle]
+            calls = self._renewals.due(self._mappings.values(), now)
+        return [partial(self._close, mapping.session) for mapping in idle] + calls
 
     def close(self, reason: str = "shutdown") -> None:
         """End everything; `reason` is why its sessions end."""
@@ -356,6 +374,8 @@ class NatTable:
         session.shutdown()
         self._counter.count("sessions_evicted", session.ended)
         self._observer.finished(session.record())
+        if session.client.bound_ended is not None:
+            session.client.bound_ended()
 
     def _drop(self, flow: Flow, reason: str, count: int, decided: str = "") -> None:
         """Count and record datagrams that are dropped."""
@@ -371,48 +391,24 @@ class NatTable:
         """Return False if the entry's client has ended meanwhile."""
         return self.clients.get(entry.key[0]) is entry.client
 
-    def _mapping_for(
-        self, client: Client, route: Route
-    ) -> tuple[NatMapping | FlowRefused, Sequence[NatMapping]]:
-        """Return the client's mapping for a route, and those that were evicted to make room.
-
-        The mapping is an error if there is no room.  The caller closes the evicted ones.
-        """
-        dialer, flow, rule = route
-        symmetric = self._policy.symmetric or dialer.symmetric
-        key: object = (dialer, flow.target) if symmetric else dialer
-        if key in client.mappings:
-            return client.mappings[key], ()
-        now, host = time.monotonic(), client.address.host
-        evicted: list[NatMapping] = []
-        if not self._quota.has_room(host, flow.user):
-            session = self._quota.evictable(self._mappings, client, flow.user, now)
-            if session is not None:
-                evicted.append(self._mappings[session])
-                self._remove(evicted[0], "evicted")
-        if not self._quota.has_room(host, flow.user):
-            reached = self._quota.reached(host, flow.user)
-            return FlowRefused(Reason.LIMIT, said=limit_reason(reached), decided=reached), evicted
-        try:
-            account = self._accounts.open(flow)
-        except FlowRefused as error:
-            return error, evicted
-        filtering = client.filtering or self._policy.filtering
-        session = Session(client, flow, dialer, filtering, now, self, account)
-        session.rule = rule
-        return self._add(NatMapping(client, key, session)), evicted
-
-    def _add(self, mapping: NatMapping) -> NatMapping:
+    def _move_strays(self, mapping: NatMapping) -> None:
+        """Event "moved" of the entries that a mapping's connection does not reach."""
         session = mapping.session
-        mapping.client.mappings[mapping.key] = mapping
-        self._mappings[session] = mapping
-        self._quota.add(session)
-        self._counter.count("sessions_opened", "")
-        if self._log.tracing:
-            session.trace = self._log.trace(session.flow.listener, session.flow.client)
-            self._lock.defer(session.tell_begin)
-        self._observer.began(session)
-        return mapping
+        for entry in list(mapping.entries.values()):
+            if mapping.reaches(entry.flow.target):
+                continue
+            if not entry.on_moved():
+                del mapping.entries[entry.key]
+                self._forget(entry)
+                continue
+            route = Route(session.dialer, entry.flow, session.rule)
+            other, evicted = self._choice.choose(entry, route, time.monotonic())
+            if isinstance(other, NatMapping):
+                action = self._attach(entry, entry.flow, other)
+                self._lock.defer(partial(self._pending.perform, entry, action))
+            else:
+                self._forget(entry, other.said, other.decided)
+            self._lock.defer(partial(self._close_all, evicted))
 
     def _attach(self, entry: Entry, flow: Flow, mapping: NatMapping) -> Action:
         """Event "routed" of an entry that is in the table."""
@@ -420,6 +416,9 @@ class NatTable:
             oldest = next(iter(mapping.entries.values()))
             del mapping.entries[oldest.key]
             self._forget(oldest)
+        if not mapping.session.flow.target.port:
+            # A session that began without a target is recorded with its first one.
+            mapping.session.flow = flow
         action = entry.on_routed(flow, mapping, time.monotonic())
         if entry.state is EntryState.FAILED:
             self._drop_waiting(entry, "upstream failed")

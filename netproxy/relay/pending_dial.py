@@ -7,17 +7,17 @@ answer says what is left to do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
-
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.relay.entry import Action
+from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import Destination
     from netproxy.interfaces.routing import Route, Router
     from netproxy.relay.entry import Entry, NatMapping
-    from netproxy.relay.nat import NatDependencies, NatTable
+    from netproxy.relay.nat import NatTable
+    from netproxy.relay.table.policy import NatDependencies
 
 QUEUE_FULL = "lookup queue full"
 """The reason of datagrams that are dropped because too many lookups wait."""
@@ -65,12 +65,7 @@ class PendingDials:
         """Dial and prepare an entry on the calling thread.  Raises DialError."""
         mapping = entry.mapping
         if action is Action.DIAL:
-            try:
-                entries = self._open(mapping)
-            except DialError as error:
-                self._table.dial_failed(mapping, error.reason.value)
-                raise
-            for other in entries:
+            for other in self.open_mapping(mapping):
                 if other is not entry:
                     self._prepare_soon(other)
         try:
@@ -78,9 +73,17 @@ class PendingDials:
                 raise DialError(Reason.GENERAL, f"{mapping.session.dialer.name} is being dialled")
             destination = mapping.session.conn.prepare(entry.flow)
         except DialError as error:
-            self._table.prepare_failed(entry, error.reason.value)
+            self._table.prepare_failed(entry, error.why)
             raise
         self._flush(entry, destination)
+
+    def open_mapping(self, mapping: NatMapping) -> Sequence[Entry]:
+        """Dial on the calling thread; return the entries to prepare.  Raises DialError."""
+        try:
+            return self._open(mapping)
+        except DialError as error:
+            self._table.dial_failed(mapping, error.why)
+            raise
 
     # -- workers
 
@@ -91,7 +94,7 @@ class PendingDials:
             self.check_carries_udp(route)
         except DialError as error:
             decided = error.decided or str(error)
-            self._table.routing_failed(entry, error.reason.value, decided)
+            self._table.routing_failed(entry, error.why, decided)
             return
         except Exception:
             self._table.routing_failed(entry, "internal error")
@@ -104,7 +107,7 @@ class PendingDials:
             entries = self._open(mapping)
         except DialError as error:
             self._log_failure(mapping.session.dialer.name, error)
-            self._table.dial_failed(mapping, error.reason.value, str(error))
+            self._table.dial_failed(mapping, error.why, str(error))
             return
         except Exception:
             self._table.dial_failed(mapping, "internal error")
@@ -140,7 +143,7 @@ class PendingDials:
             destination = entry.session.conn.prepare(entry.flow)
         except DialError as error:
             decided = error.decided or str(error)
-            self._table.prepare_failed(entry, error.reason.value, decided)
+            self._table.prepare_failed(entry, error.why, decided)
         except Exception:
             self._table.prepare_failed(entry, "internal error")
             raise

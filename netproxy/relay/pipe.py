@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.connections import Wait
 from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net.syscalls import BUFFER, POLL_LIMIT_MS, ROOM
-from netproxy.relay.direction import Direction
+from netproxy.relay.direction import Direction, has_hung_up
+from netproxy.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.accounts import Account
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 STAY_SECONDS = 0.1
 """A busy relay without anything to do for this long returns its thread."""
-_HUNG_UP = select.POLLHUP | select.POLLERR
+FIRST_SECONDS = 0.02
+"""The same for an encrypted relay to which nothing has come yet."""
+# Both sides may be read, and little comes: the state in which most bytes are moved.
+_OPEN = (False, False, False, True, True)
 # ValueError: the descriptor of a socket that was closed meanwhile.
 _FAULTS = (OSError, ValueError, StreamError)
 
@@ -68,16 +71,8 @@ class Relay:
     """
 
     __slots__ = (
-        "_client",
-        "_upstream",
-        "_limits",
-        "_owner",
-        "_up",
-        "_down",
-        "_near",
-        "_wait",
-        "_state",
-        "_plain",
+        *("_client", "_upstream", "_limits", "_owner", "_up", "_down", "_near"),
+        *("_wait", "_state", "_plain"),
     )
 
     def __init__(
@@ -102,9 +97,10 @@ class Relay:
         far_layer = far if isinstance(far, LayeredSocket) else None
         self._up = Direction(near, far, account.up, splice, near_layer, read_size)
         self._down = Direction(far, near, account.down, splice, far_layer, read_size)
-        # The client's descriptor.
-        self._near = -1
+        self._up.hang_up, self._down.hang_up = client.hang_up, upstream.hang_up
+        self._near = -1  # the client's descriptor
         # The last wait, and what it was made from: it serves again while that is the same.
+        # _OPEN itself stands for its equal.
         self._wait: Wait | None = None
         self._state: tuple[bool, ...] = ()
 
@@ -130,12 +126,22 @@ class Relay:
                     direction.move()
         except _FAULTS:
             return self._end("reset")
-        return self._end("closed") if self._up.done and self._down.done else self._next_wait()
+        if self._up.done and self._down.done:
+            return self._end("closed")
+        # What is encrypted needs a thread for its first bytes, which mostly come soon.
+        return self._next_wait() if self._plain else Wait((), None, self._resume_first)
 
-    def _resume(self, ready: bool) -> Wait | None:
-        """Go on, on a thread of the relay's own, until there is nothing to do for a moment."""
+    def _resume_first(self, ready: bool) -> Wait | None:
+        """Go on for the first time, on a thread of the relay's own."""
+        return self._resume(ready, FIRST_SECONDS)
+
+    def _resume(self, ready: bool, stay: float = STAY_SECONDS) -> Wait | None:
+        """Go on, on a thread of the relay's own, until there is nothing to do for a moment.
+
+        `stay` is the first such moment, in seconds.
+        """
         try:
-            ended = self._work() if self._move_paused() or ready else "idle"
+            ended = self._work(stay) if self._move_paused() or ready else "idle"
         except _FAULTS:
             ended = "reset"
         return self._end(ended) if ended else self._next_wait()
@@ -155,7 +161,10 @@ class Relay:
                     writes.flush()
                 if not (reads.pending or reads.ended or reads.paused):
                     reads.move()
-                elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
+                    changed = reads.pending or reads.ended or reads.paused or reads.busy
+                    if self._state is _OPEN and not changed:
+                        return self._wait
+                elif events & reads.hang_up and not writes.done and has_hung_up(reads.source):
                     # Nothing can reach that side any more.
                     return self._end("reset")
         except _FAULTS:
@@ -169,7 +178,7 @@ class Relay:
             direction.move()
         return bool(paused)
 
-    def _work(self) -> str:
+    def _work(self, stay: float) -> str:
         """Move bytes; return how the relay ended, "" if it only waits."""
         poll = select.poll()
         watched: dict[int, int] = {}
@@ -183,15 +192,16 @@ class Relay:
                     poll.register(descriptor, events)
                 watched = interests
             limit = self._idle_limit()
-            # A pause needs no thread: only what can be moved meanwhile does.
+            # A pause needs no thread, unless there is nothing to watch meanwhile.
             is_paused = up.paused or down.paused
-            ready = dict(poll.poll(0 if is_paused else min(limit, STAY_SECONDS) * 1000))
+            ready = dict(poll.poll(0 if is_paused and watched else min(limit, stay) * 1000))
             if not ready and is_paused:
                 return ""
             if not ready:
                 up.rest()
                 down.rest()
-                return "idle" if limit <= STAY_SECONDS else ""
+                return "idle" if limit <= stay else ""
+            stay = STAY_SECONDS
             ended = self._move(ready)
             if ended:
                 return ended
@@ -203,10 +213,10 @@ class Relay:
         `ready` has the events by descriptor.
         """
         up, down = self._up, self._down
-        for direction in (up, down):
+        for direction, other in ((up, down), (down, up)):
             target = ready.get(direction.target.fileno(), 0)
             source = ready.get(direction.source.fileno(), 0)
-            if target & _HUNG_UP and not (direction.done or source or direction.pending):
+            if target & other.hang_up and not (direction.done or source or direction.pending):
                 # Nothing can reach the target any more.
                 return "reset"
             if direction.pending and target:
@@ -226,7 +236,7 @@ class Relay:
             blocked = direction.ended or direction.pending or direction.paused
             reads = 0 if blocked else select.POLLIN
             events = reads | (select.POLLOUT if other.pending else 0)
-            if events or not other.done:
+            if events or (direction.hang_up and not other.done):
                 interests.append((direction.source, events))
         return interests
 
@@ -244,7 +254,9 @@ class Relay:
         state = (busy, up.ended, down.ended, not up.pending, not down.pending)
         wait = self._wait
         if wait is None or state != self._state:
-            self._state = state
+            self._state = _OPEN if state == _OPEN else state
+            if self._plain:  # TLS announces its end itself
+                up.last, down.last = down.done, up.done
             step = self._step if self._plain and not busy else None
             wait = Wait(self._interests(), self._idle_limit(), self._resume, False, step)
             self._wait = wait
@@ -252,7 +264,7 @@ class Relay:
 
     def _pause(self) -> Wait:
         """Return the wait while a direction may carry nothing more for a moment."""
-        self._wait = None
+        self._wait, self._state = None, ()
         paused = [direction for direction in (self._up, self._down) if direction.paused]
         seconds = min(direction.pace.delay() for direction in paused)
         busy = self._up.busy or self._down.busy
@@ -281,18 +293,8 @@ class Relay:
     def _which_reset(self) -> str:
         """Tell a reset of the client apart: what a client does says nothing of its target."""
         try:
-            if _has_hung_up(self._up.source) and not _has_hung_up(self._down.source):
+            if has_hung_up(self._up.source) and not has_hung_up(self._down.source):
                 return "client reset"
         except _FAULTS:
             pass
         return "reset"
-
-
-def _has_hung_up(sock: socket.socket) -> bool:
-    """Return whether a socket has hung up now.
-
-    An event alone may be about the last owner of the descriptor.
-    """
-    poll = select.poll()
-    poll.register(sock, 0)
-    return any(events & _HUNG_UP for _, events in poll.poll(0))

@@ -4,17 +4,20 @@ At the limit of a client or a user, its own session that has been idle longest c
 for a new one.  At the limit of the table, the client that has most sessions yields one
 (interfaces.fairness).  The table tells the quota what it adds and removes, and calls it under
 its own lock.
+
+With several worker processes the limits are for all of them together.  The datagrams of a client
+come to one process, but streams that carry datagrams may be in any.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.interfaces.fairness import FairTable
+from netproxy.typed import TYPE_CHECKING, Iterable, NamedTuple
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.accounts import Accounts
+    from netproxy.interfaces.accounts import Accounts, SharedGauge
     from netproxy.relay.client import Client
     from netproxy.relay.session import Session
 
@@ -37,10 +40,16 @@ class SessionLimits(NamedTuple):
 class SessionQuota:
     """Counts the sessions of a table against its limits."""
 
-    def __init__(self, limits: SessionLimits, accounts: Accounts) -> None:
-        """`accounts` knows the limits of users, who may have sessions in other tables too."""
+    def __init__(
+        self, limits: SessionLimits, accounts: Accounts, shared: SharedGauge | None = None
+    ) -> None:
+        """`accounts` knows the limits of users, who may have sessions in other tables too.
+
+        `shared` counts the sessions of all worker processes; None if there is one process.
+        """
         self.limits = limits
         self._accounts = accounts
+        self._shared = shared
         self._held: dict[str, int] = {}
         """Sessions by the address of their client."""
         self._shares: FairTable[Session] = FairTable(sys.maxsize)
@@ -49,17 +58,38 @@ class SessionQuota:
         """(client, user) for whom no session could be evicted since the last sweep()."""
 
     def has_room(self, client: str, user: str) -> bool:
-        """Return whether a client address and a user may have one more session."""
+        """Return whether a client address and a user may have one more session, see claim()."""
         return not self._full_at(client, user)
+
+    def claim(self, client: str) -> bool:
+        """Take the room for a session of a client; return False if other processes have taken it.
+
+        add() or give_up() follows.
+        """
+        shared = self._shared
+        if shared is not None:
+            shared.add(1, client)
+            limits = self.limits
+            beyond_own = shared.of_client(client) > limits.max_sessions_per_client
+            if beyond_own or shared.sum() > limits.max_sessions:
+                shared.add(-1, client)
+                return False
+        return True
+
+    def give_up(self, client: str) -> None:
+        """Give the room back that claim() has taken: there will be no session."""
+        if self._shared is not None:
+            self._shared.add(-1, client)
 
     def reached(self, client: str, user: str) -> str:
         """Return the key of the limit that a client address and a user have reached."""
         kinds = {kind for kind, _ in self._full_at(client, user)}
-        key = next((key for kind, key in _KEYS.items() if kind in kinds), "")
+        # The last one: other processes may have ended a session since.
+        key = next((key for kind, key in _KEYS.items() if kind in kinds), _KEYS["total"])
         return self._accounts.reached(user) or key
 
     def add(self, session: Session) -> None:
-        """Count a session in."""
+        """Count a session in, which has the room that claim() has taken."""
         self._shares.put(session.client.share, session)
         host = session.client.address.host
         self._held[host] = self._held.get(host, 0) + 1
@@ -71,6 +101,7 @@ class SessionQuota:
         self._held[host] -= 1
         if not self._held[host]:
             del self._held[host]
+        self.give_up(host)
 
     def evictable(
         self, sessions: Iterable[Session], client: Client, user: str, now: float
@@ -123,14 +154,21 @@ class SessionQuota:
 
     def _full_at(self, client: str, user: str) -> set[tuple[str, str]]:
         limits, full = self.limits, set()
-        if len(self._shares) >= limits.max_sessions:
+        held = len(self._shares) if self._shared is None else self._shared.sum()
+        if held >= limits.max_sessions:
             full.add(_TOTAL)
-        if self._held.get(client, 0) >= limits.max_sessions_per_client:
+        per_client = limits.max_sessions_per_client
+        # If it is the limit of the table, as by default on loopback, it is none of its own.
+        if per_client < limits.max_sessions and self._held_by(client) >= per_client:
             full.add(("client", client))
         if key := self._accounts.reached(user):
             # No session that ends makes room for a rate of new ones.
             full.add(("user", user) if key.endswith(".sessions") else ("rate", user))
         return full
+
+    def _held_by(self, client: str) -> int:
+        held = self._held.get(client, 0)
+        return held if self._shared is None else max(held, self._shared.of_client(client))
 
     @staticmethod
     def _holders(session: Session) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -1,8 +1,8 @@
-"""A UDP session: the traffic of one mapping, its filtering, and the thread that reads its upstream.
+"""A UDP session: the traffic of one mapping, and the thread that reads its upstream.
 
 The reader thread of the listener sends (send), or a worker that flushes a queue.  The
 session's own thread receives replies and sends them to the client, each behind the header
-that names its source.  When the session begins and ends is NatTable's affair.
+that names its source (reply_sources.py).  When the session begins and ends is NatTable's affair.
 """
 
 from __future__ import annotations
@@ -10,41 +10,32 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Hashable, Protocol
 
-from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Record, Traffic
 from netproxy.interfaces.listeners import decided_by
 from netproxy.interfaces.routing import Route
-from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.relay.coalesce import Runs, datagrams_within
 from netproxy.relay.connection import tell_route
+from netproxy.relay.table.reply_sources import ReplySources
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.accounts import Account, Pace
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.datagrams import Arena, Destination, PacketConn
+    from netproxy.interfaces.datagrams import Arena, Batch, Destination, PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.services import Trace
     from netproxy.interfaces.routing import Dialer
     from netproxy.relay.client import Client
-    from netproxy.relay.nat import NatDependencies
-
-ENDPOINT_INDEPENDENT = "endpoint-independent"
-"""Filtering (RFC 4787 section 5): any source may reply."""
-ADDRESS_DEPENDENT = "address-dependent"
-"""Filtering: only addresses that the client has sent to may reply."""
-ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
-"""Filtering: only targets that the client has sent to may reply."""
+    from netproxy.relay.entry import Entry
+    from netproxy.relay.table.policy import NatDependencies
 
 RATE = "rate limit"
 """The reason of datagrams that a limit of bytes per second does not let through."""
 SOURCES_LIMIT = 4096
 """Headers kept for one session.  Anyone may send to its port, and memory is bounded."""
-_ANY_SOURCE = ""
-"""The permission given by a target name that an upstream proxy resolves."""
 
 
 class SessionTable(Protocol):
@@ -60,8 +51,8 @@ class Session:
     __slots__ = (
         *("client", "flow", "dialer", "rule", "trace", "conn", "active", "seen", "ended"),
         *("started", "number", "sent", "received", "datagrams_sent", "datagrams_received"),
-        *("account", "_up", "_down", "_table", "_filtering", "_permitted", "_headers"),
-        *("_reader", "_dependencies"),
+        *("account", "sources", "_up", "_down", "_table", "_headers"),
+        *("_reader", "_dependencies", "_send", "_delivering"),
     )
 
     def __init__(
@@ -76,9 +67,7 @@ class Session:
     ) -> None:
         """Make a session that is not started.
 
-        `flow` is that of its first datagram; the table closes its `account`.  `filtering` stays
-        the same for its whole life, because a reload must not mix two kinds of permission.
-        `now` is monotonic.
+        `flow` is that of its first datagram; the table closes its `account`.  `now` is monotonic.
         """
         self.client = client
         self.flow = flow
@@ -98,25 +87,25 @@ class Session:
         self._table, self.account = table, account
         self._up, self._down = account.up, account.down
         account.attach(self)
-        self._filtering = filtering
-        self._permitted: dict[Address | str, int] = {}
-        """What may reply, and the entries that permit it.  Empty if filtering is off."""
+        self.sources = ReplySources(filtering)
         self._headers: dict[Hashable, PinnedHeader] = {}
+        # Held by the thread that sends to the client: another one may deliver as well.
+        self._delivering = threading.Lock()
         self._reader: threading.Thread | None = None
         self._dependencies: NatDependencies
+        self._send: Callable[[Arena, Run, Destination], None]
 
     def start(self, conn: PacketConn, dependencies: NatDependencies) -> None:
-        """Start the thread that reads `conn` and closes it in the end.
-
-        Raises RuntimeError if there is no thread to be had.
-        """
-        self.conn = conn
+        """Start the thread that reads `conn` and closes it in the end.  Raises RuntimeError."""
+        self.conn, self._send = conn, conn.send
         self._dependencies = dependencies
         self._reader = threading.Thread(
             target=self._read, daemon=True, name=f"udp-session {self.client.address}"
         )
         if self.trace is not None:
             self.trace.step("connected", network="udp", member=conn.member)
+        if conn.deliverer is not None:
+            conn.deliverer.sink = self._deliver_beside
         try:
             self._reader.start()
         except RuntimeError:
@@ -132,57 +121,33 @@ class Session:
     def send(self, arena: Arena, run: Run, destination: Destination) -> None:
         """Send a run to its target.  Counts it first, before a reply can come."""
         self.active = True
-        count = len(run.offsets)
-        size = run.length * (count - 1) + run.last
+        count, size = len(run.offsets), run.last
+        if count > 1:
+            size += run.length * (count - 1)
         if self.sent + size > self._up.mark:
             run, size = self._within(self._up, self.sent, run)
             if not (count := len(run.offsets)):
                 return
         self.datagrams_sent += count
         self.sent += size
-        self.conn.send(arena, run, destination)
+        self._send(arena, run, destination)
 
     def shutdown(self) -> None:
         """Wake the session's thread, which closes the upstream.  Thread: any."""
         if self._reader is not None:
             self.conn.shutdown()
 
-    # -- filtering; NatTable holds its lock
+    # -- who may reply; NatTable holds its lock
 
-    def permit(self, destination: Destination) -> None:
-        """Let the target of an entry reply from now on (RFC 4787 section 5)."""
-        if self._filtering != ENDPOINT_INDEPENDENT:
-            permission = self._permission(destination)
-            self._permitted[permission] = self._permitted.get(permission, 0) + 1
+    def permit(self, entry: Entry, destination: Destination) -> None:
+        """Let the target of an entry reply from now on."""
+        if self.sources.permit(entry, destination):
+            self._headers = {}
 
     def forbid(self, destination: Destination) -> None:
         """Take back what permit() has given for an entry."""
-        if self._filtering == ENDPOINT_INDEPENDENT:
-            return
-        permission = self._permission(destination)
-        left = self._permitted.get(permission, 0) - 1
-        if left > 0:
-            self._permitted[permission] = left
-        else:
-            self._permitted.pop(permission, None)
-            # The headers are those of sources that might reply until now.
-            self._headers.clear()
-
-    def _permission(self, destination: Destination) -> Address | str:
-        target = from_sockaddr(destination.sockaddr)
-        if pack_ip(target.host) is None:
-            # Only the proxy that resolves the name knows which address will reply.
-            return _ANY_SOURCE
-        return target.host if self._filtering == ADDRESS_DEPENDENT else target
-
-    def _may_reply(self, source: Address) -> bool:
-        permitted = self._permitted
-        return (
-            self._filtering == ENDPOINT_INDEPENDENT
-            or source in permitted
-            or source.host in permitted
-            or _ANY_SOURCE in permitted
-        )
+        if self.sources.forbid(destination):
+            self._headers = {}
 
     # -- a LiveFlow
 
@@ -220,7 +185,8 @@ class Session:
         while self.conn.wait():
             arena = arenas.take()
             try:
-                self._deliver(arena)
+                with self._delivering:
+                    self._deliver(self.conn.receive(arena))
             except Exception:
                 # A fault in one batch must not silence the session.
                 self._dependencies.counter.count("drops", "internal error")
@@ -233,9 +199,18 @@ class Session:
         self._table.end_session(self, "upstream closed")
         self.conn.close()
 
-    def _deliver(self, arena: Arena) -> None:
+    def _deliver_beside(self, batch: Batch) -> None:
+        """Send to the client what has come on another thread than the session's."""
+        with self._delivering:
+            self._deliver(batch)
+        deliverer, draining = self.conn.deliverer, self.client.draining
+        if draining is not None and draining.waits and deliverer is not None:
+            # Only the session's thread may wait until the client's stream takes more.
+            deliverer.nudge()
+
+    def _deliver(self, batch: Batch) -> None:
         """Send what has arrived to the client, each datagram behind its source's header."""
-        spans = self.conn.receive(arena).spans
+        arena, spans = batch.arena, batch.spans
         headers = self._headers
         if len(spans) == 1:
             # A lone datagram, or a train, needs no coalescing.
@@ -252,8 +227,9 @@ class Session:
         runs.flush()
 
     def _send_back(self, arena: Arena, header: PinnedHeader, run: Run) -> None:
-        client, count = self.client, len(run.offsets)
-        size = run.length * (count - 1) + run.last
+        client, count, size = self.client, len(run.offsets), run.last
+        if count > 1:
+            size += run.length * (count - 1)
         if self.received + size > self._down.mark:
             run, size = self._within(self._down, self.received, run)
             if not (count := len(run.offsets)):
@@ -282,19 +258,20 @@ class Session:
 
         Returns None if it may not reply, and counts its `count` datagrams.
         """
-        source = self.conn.source(peer)
-        if not self._may_reply(source):
+        # Whatever replaces the headers meanwhile may have changed what this one says.
+        headers, source = self._headers, self.conn.source(peer)
+        if not self.sources.may_reply(source):
             self._drop_filtered(source, count)
             return None
         if self.trace is not None and not self._headers and not self.datagrams_received:
             self.trace.step("first reply", network="udp", source=source)
-        if len(self._headers) >= SOURCES_LIMIT:
-            self._headers.clear()
-        header = self._headers[peer] = PinnedHeader(self.client.wrap(source))
+        if len(headers) >= SOURCES_LIMIT:
+            headers.clear()
+        header = headers[peer] = PinnedHeader(self.client.wrap(self.sources.known_as(source)))
         return header
 
     def _drop_filtered(self, source: Address, count: int) -> None:
         counter, flow = self._dependencies.counter, self.flow
         if not counter.refuse_unrecorded("drops", "filtered", flow.client.host, count):
-            refusal = flow.refusal("drops", "filtered", f"udp.filtering {self._filtering}")
+            refusal = flow.refusal("drops", "filtered", f"udp.filtering {self.sources.filtering}")
             counter.refuse(refusal._replace(asked=f"reply from {source}"), count)

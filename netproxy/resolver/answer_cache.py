@@ -7,13 +7,16 @@ answer whose TTL is over is stale: it is used if the servers fail (RFC 8767).
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
 
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.protocol import dns_message
+from netproxy.typed import NamedTuple, TypeAlias
 
 # Bytes of an answer that is cached: with 4,096 answers 16 MiB at most.
 CACHED_SIZE = 4096
+# Answers that are ready, which one name in many spellings could fill, and the bytes of one: with
+# their queries 4 MiB at most.
+READY_LIMIT, READY_SIZE = 4096, 512
 # Seconds that an answer is cached at most, as for our own lookups.
 TTL_LIMIT = 86400
 # Seconds for which a stale answer is used before its servers are asked again, and its TTL
@@ -30,10 +33,16 @@ class _CachedAnswer(NamedTuple):
     stale_until: float
 
 
+_ReadyAnswer: TypeAlias = tuple[_CachedAnswer, bytes, float, bytes]
+"""The cached answer, which may have been replaced since, and its key; when its TTLs are wrong, in
+monotonic seconds; the answer without its ID."""
+
+
 class AnswerCache:
     """Cached answers by dns_message.cache_key().
 
-    find() takes no lock, because it is called for every datagram.
+    An answer that was found is ready for a second for queries with the same bytes but the ID.
+    ready() and find() take no lock, because they are called for every datagram.
     """
 
     def __init__(self, limit: int, stale_seconds: float = 0.0) -> None:
@@ -45,10 +54,24 @@ class AnswerCache:
         # Held while _answers is changed.
         self._lock = threading.Lock()
         self._answers: BoundedDict[bytes, _CachedAnswer] = BoundedDict(limit)
+        # The answers of this second by their queries without the ID.  A new dict begins when it
+        # is over, so that there are never many that nobody asks for again.
+        self._ready: dict[bytes, _ReadyAnswer] = {}
+        self._ready_until = 0.0
 
     def __len__(self) -> int:
         """Return the number of answers, including expired ones."""
         return len(self._answers)
+
+    def ready(self, query: bytes, now: float) -> bytes | None:
+        """Return the answer to a query that was answered within this second, else None."""
+        ready = self._ready.get(query[2:])
+        if ready is None:
+            return None
+        cached, key, until, behind_id = ready
+        if now >= until or self._answers.get(key) is not cached:
+            return None
+        return query[:2] + behind_id
 
     def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
         """Return the cached answer to a query with this key, None if there is none."""
@@ -56,7 +79,13 @@ class AnswerCache:
         if cached is None or now >= cached.until:
             return None
         age = int(now - cached.since)
-        return dns_message.aged(cached.message, cached.ttl_offsets, query, age)
+        answer = dns_message.aged(cached.message, cached.ttl_offsets, query, age)
+        if now >= self._ready_until:
+            self._ready, self._ready_until = {}, now + 1.0
+        if len(self._ready) < READY_LIMIT and len(answer) <= READY_SIZE:
+            until = min(cached.since + age + 1, cached.until)
+            self._ready[query[2:]] = cached, key, until, answer[2:]
+        return answer
 
     def keep(self, key: bytes, message: bytes, now: float) -> None:
         """Cache an answer for as long as its TTLs allow.

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Callable, Mapping, NamedTuple, Sequence
 
-from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamConfig
-from netproxy.errors import ConfigError, DialError, Reason
+from netproxy.config.schema import DnsConfig, DnsRuleConfig, NameServerConfig, UpstreamConfig
+from netproxy.errors import ConfigError, DialError, Reason, for_all
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, pack_ip
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.networks import HostSet
@@ -21,8 +20,14 @@ from netproxy.resolver.forwarder import DnsForwarder, ForwardingRule
 from netproxy.resolver.group import NameServerGroup
 from netproxy.resolver.resolver import LookupFailed, LookupPlan, ask_system
 from netproxy.resolver.servers import HttpsServer, NameServer, StreamServer, UdpServer
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence, TypeAlias
+
+if TYPE_CHECKING:
+    from netproxy.resolver.client_names.fake_addresses import FakeAddresses
 
 HOSTS_FILE = "/etc/hosts"
+Domains: TypeAlias = Callable[[Sequence[str], Sequence[str]], HostSet]
+"""Compiles patterns and files to a set of names.  Raises ValueError or ConfigError."""
 
 
 class ResolverDependencies(NamedTuple):
@@ -31,10 +36,11 @@ class ResolverDependencies(NamedTuple):
     direct_within: Callable[[float], Dialer]
     """Returns a direct dialer with so many seconds to connect.  It obeys `guard`."""
     dialer: Callable[[UpstreamConfig], Dialer]
-    domains: Callable[[Sequence[str], Sequence[str]], HostSet]
-    """Compiles patterns and files to a set of names.  Raises ValueError or ConfigError."""
+    domains: Domains
     guard: DestinationGuard
     counter: Counter
+    fakes: FakeAddresses | None = None
+    """The fake addresses, which clients of dns listeners get."""
 
 
 class SystemResolver:
@@ -64,15 +70,14 @@ class SystemResolver:
 
 def make_forwarder(config: DnsConfig, dependencies: ResolverDependencies) -> DnsForwarder:
     """Build the forwarder for a configuration with servers or rules.  Raises ConfigError."""
-    rules = [
-        ForwardingRule(
-            _names(rule.domain, rule.domain_file, rule.place, dependencies),
-            _group(rule.servers, dependencies),
-        )
-        for rule in config.rules
-    ]
+
+    def make(rule: DnsRuleConfig) -> ForwardingRule:
+        names = _names(rule.domain, rule.domain_file, rule.place, dependencies)
+        return ForwardingRule(names, _group(rule.servers, dependencies))
+
+    rules = for_all(make, config.rules)
     servers, hosts = _group(config.servers, dependencies), dict(config.hosts)
-    return DnsForwarder(rules, servers, hosts, dependencies.counter)
+    return DnsForwarder(rules, servers, hosts, dependencies.counter, dependencies.fakes)
 
 
 def make_lookup_plan(config: DnsConfig, forwarder: DnsForwarder) -> LookupPlan:

@@ -1,14 +1,13 @@
 """Decides which name servers are asked for which names.
 
-Serves our own lookups and the clients of a dns listener.  Answers without a server come
-from the configured hosts, from the names that are blocked, and for special names
-(special_names.py) that no rule has.
+Serves our own lookups and the clients of a dns listener.  Clients get answers without a server
+from the configured hosts, for the names that are blocked, for special names
+(special_names.py) that no rule has, and for the names with fake addresses.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
@@ -16,10 +15,12 @@ from netproxy.resolver.local_answers import HOSTS_TTL, LocalHosts, special_answe
 from netproxy.resolver.resolver import LOOKUP_SECONDS, LookupFailed, LookupResult, ask_system
 from netproxy.resolver.servers import ServerError
 from netproxy.resolver.special_names import has_no_address
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
+    from netproxy.resolver.client_names.fake_addresses import FakeAddresses
     from netproxy.resolver.group import NameServerGroup
 
 
@@ -40,17 +41,19 @@ class DnsForwarder:
         servers: NameServerGroup | None,
         hosts: Mapping[str, tuple[str, ...]],
         counter: Counter,
+        fakes: FakeAddresses | None = None,
     ) -> None:
         """Ask by the first rule that has the name, else `servers`.
 
         Without `servers` the system is asked for our own lookups, and clients are refused.
         `hosts` are addresses by name, for clients only: our own lookups use them earlier.
-        `counter` counts what answer() has answered.
+        `counter` counts what answer() has answered.  `fakes`: the fake addresses, for clients.
         """
         self._counter = counter
         self._rules = tuple(rules)
         self._others = ForwardingRule((), servers)
         self._hosts = LocalHosts(hosts)
+        self._fakes = fakes
 
     def ask(self, host: str) -> LookupResult:
         """Look up both kinds of addresses of a name.  Blocks.  Raises LookupFailed."""
@@ -75,15 +78,17 @@ class DnsForwarder:
         ttl = min(answer.ttl for answer in answers if answer.addresses or not addresses)
         return LookupResult(addresses, ttl)
 
-    def answer(self, query: bytes) -> bytes | None:
-        """Return the answer to a client if it needs no server, else None.
+    def answer(self, query: bytes, client: str) -> bytes | None:
+        """Return the answer to a client (its host) if it needs no server, else None.
 
-        Raises ProtocolError for a query without exactly one question.
+        Raises ProtocolError for a query without exactly one question, and QueryRefused.
         """
         question, end = dns.parse_question(query)
-        is_internet = question.qclass == dns.IN
+        is_internet, fakes = question.qclass == dns.IN, self._fakes
         answer = self._hosts.answer(query, question, end) if is_internet else None
         rule = self._rule(question.name)
+        if answer is None and fakes is not None and is_internet:
+            answer = fakes.reverse_answer(query, question, end, client)
         if answer is None and rule is self._others and is_internet:
             answer = special_answer(query, question, end)
         outcome = "local"
@@ -91,6 +96,8 @@ class DnsForwarder:
             blocked = rule is not self._others
             outcome = "blocked" if blocked else "no name servers"
             answer = dns.encode_error(query, dns.NXDOMAIN if blocked else dns.REFUSED)
+        if answer is None and fakes is not None and is_internet:
+            answer, outcome = fakes.answer(query, question, end, client), "fake"
         if answer is not None:
             self._counter.count("queries", outcome)
         return answer

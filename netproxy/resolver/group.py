@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
 from netproxy.resolver.servers import ServerError, share_of_time
+from netproxy.typed import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING:
     from netproxy.resolver.servers import NameServer

@@ -7,7 +7,6 @@ it.  Pure; any thread.
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.protocol import dns
 from netproxy.resolver.special_names import (
@@ -18,13 +17,14 @@ from netproxy.resolver.special_names import (
     reverse_name,
     special_zone,
 )
+from netproxy.typed import Iterable, Mapping, NamedTuple, Sequence
 
 # Seconds: a reload may change the hosts of the configuration.
 HOSTS_TTL = 60
 # Seconds that answers about special names may be kept, those of RFC 6303 section 3.
 SPECIAL_TTL = 10800
 
-_PTR, _NS = 12, 2
+_NS = 2
 # RFC 6303 section 3: RNAME is nobody.invalid; serial, refresh, retry, expire, minimum.
 _SOA_TAIL = b"\6nobody\7invalid\0" + b"".join(
     number.to_bytes(4, "big") for number in (1, 3600, 1200, 604800, SPECIAL_TTL)
@@ -73,9 +73,9 @@ class LocalHosts:
         """
         addresses = self._hosts.get(question.name)
         if addresses is not None:
-            return _encode_addresses(query, end, addresses, question.qtype, HOSTS_TTL)
-        name = self._names.get(question.name) if question.qtype == _PTR else None
-        return None if name is None else _encode_name(query, end, name, HOSTS_TTL)
+            return encode_addresses(query, end, addresses, question.qtype, HOSTS_TTL)
+        name = self._names.get(question.name) if question.qtype == dns.PTR else None
+        return None if name is None else encode_pointer(query, end, name, HOSTS_TTL)
 
 
 def special_answer(query: bytes, question: dns.Question, end: int) -> bytes | None:
@@ -88,9 +88,9 @@ def special_answer(query: bytes, question: dns.Question, end: int) -> bytes | No
     if zone is None:
         return None
     if zone == LOCALHOST and qtype in dns.ADDRESS_SIZES:
-        return _encode_addresses(query, end, LOCALHOST_ADDRESSES, qtype, SPECIAL_TTL)
-    if name in _LOOPBACK_NAMES and qtype == _PTR:
-        return _encode_name(query, end, LOCALHOST, SPECIAL_TTL)
+        return encode_addresses(query, end, LOCALHOST_ADDRESSES, qtype, SPECIAL_TTL)
+    if name in _LOOPBACK_NAMES and qtype == dns.PTR:
+        return encode_pointer(query, end, LOCALHOST, SPECIAL_TTL)
     # The zone's name is the end of the question's name: its labels and the root.
     apex = (0xC000 | end - 4 - (len(zone) + 2)).to_bytes(2, "big")
     soa = _NewRecord(apex, dns.SOA, SPECIAL_TTL, apex + _SOA_TAIL)
@@ -102,7 +102,7 @@ def special_answer(query: bytes, question: dns.Question, end: int) -> bytes | No
     return _encode(query, end, dns.NOERROR if exists else dns.NXDOMAIN, [], [soa])
 
 
-def _encode_addresses(
+def encode_addresses(
     query: bytes, end: int, addresses: Sequence[str], qtype: int, ttl: int
 ) -> bytes:
     """Encode an answer with the addresses of the type asked for, which may be none."""
@@ -114,9 +114,9 @@ def _encode_addresses(
     return _encode(query, end, dns.NOERROR, records)
 
 
-def _encode_name(query: bytes, end: int, name: str, ttl: int) -> bytes:
+def encode_pointer(query: bytes, end: int, name: str, ttl: int) -> bytes:
     """Encode an answer with the name of an address."""
-    record = _NewRecord(_QUESTION_NAME, _PTR, ttl, dns.encode_name(name))
+    record = _NewRecord(_QUESTION_NAME, dns.PTR, ttl, dns.encode_name(name))
     return _encode(query, end, dns.NOERROR, [record])
 
 

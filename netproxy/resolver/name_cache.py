@@ -6,9 +6,8 @@ thread-safe: the resolver calls under its lock.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from netproxy.interfaces.bounded import BoundedDict
+from netproxy.typed import NamedTuple
 
 # Seconds for which a stale name is used before its servers are asked again, RFC 8767 section 5.
 STALE_TTL = 30.0

@@ -8,11 +8,11 @@ An address is translated if the kernel has no route to it.  Thread: any.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, TypeAlias
 
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.interfaces.networks import IpNetwork, any_holds
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, Sequence, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.interfaces.routing import Resolver, RouteSelectors
@@ -37,6 +37,8 @@ OCTETS = {
     32: (4, 5, 6, 7),
 }
 _WELL_KNOWN_PREFIX = pack_ip("64:ff9b::")
+# The most common of those below: a target on this machine costs no question to the kernel.
+_LOOPBACK = "127."
 # Addresses of this machine and of its links, which no NAT64 reaches.
 _LOCAL = tuple(map(IpNetwork.parse, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 # Addresses that the well-known prefix must not stand for, RFC 6052 section 3.1.
@@ -146,7 +148,7 @@ class Nat64:
 
     def _can_dial(self, addresses: Sequence[Address], selectors: RouteSelectors) -> bool:
         """Return whether any address can be dialled as it is, or nothing is translated."""
-        if not self._is_on:
+        if not self._is_on or addresses[0].host.startswith(_LOOPBACK):
             return True
         now = time.monotonic()
         has_default, until = self._defaults.get(selectors, (False, 0.0))

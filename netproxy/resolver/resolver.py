@@ -13,13 +13,13 @@ import math
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.fairness import Claims, client_key
 from netproxy.resolver.name_cache import NameCache
 from netproxy.resolver.special_names import LOCALHOST_ADDRESSES, has_no_address, is_localhost
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.fairness import FairSubmit

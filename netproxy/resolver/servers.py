@@ -12,14 +12,14 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 
 from netproxy.errors import DialError, NetProxyError
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.net.stream import complete
 from netproxy.protocol import dns, http1
 from netproxy.protocol.dns_message import with_id
-from netproxy.protocol.http1_message import Body, response_framing
+from netproxy.protocol.http.http1_message import Body, response_framing
+from netproxy.typed import TYPE_CHECKING, Callable, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from socket import AF_INET6, inet_pton
 
+from netproxy.interfaces.addresses import ip_text, pack_ip
+
 # The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
 LOCALHOST_ADDRESSES = ("127.0.0.1", "::1")
 
@@ -30,6 +32,8 @@ REVERSE_ZONES = frozenset(
         *(f"{prefix}.ip6.arpa" for prefix in _REVERSE_IPV6),
     )
 )
+_IPV4_ZONE, _IPV6_ZONE = ".in-addr.arpa", ".ip6.arpa"
+_HEX_DIGITS = frozenset("0123456789abcdef")
 _ZONES = frozenset((LOCALHOST, INVALID, RESOLVER)) | REVERSE_ZONES
 _TOP_LABELS = frozenset(zone.rpartition(".")[2] for zone in _ZONES)
 
@@ -58,5 +62,16 @@ def has_no_address(host: str) -> bool:
 def reverse_name(address: str) -> str:
     """Return the name that a literal address has in in-addr.arpa or ip6.arpa."""
     if ":" not in address:
-        return ".".join(reversed(address.split("."))) + ".in-addr.arpa"
-    return ".".join(reversed(inet_pton(AF_INET6, address).hex())) + ".ip6.arpa"
+        return ".".join(reversed(address.split("."))) + _IPV4_ZONE
+    return ".".join(reversed(inet_pton(AF_INET6, address).hex())) + _IPV6_ZONE
+
+
+def parse_reverse_name(name: str) -> str:
+    """Return the address whose reverse_name() a name in lower case is, "" for other names."""
+    if name.endswith(_IPV4_ZONE):
+        address = ".".join(reversed(name.removesuffix(_IPV4_ZONE).split(".")))
+        return address if pack_ip(address) is not None else ""
+    digits = name.removesuffix(_IPV6_ZONE).split(".")
+    if not name.endswith(_IPV6_ZONE) or len(digits) != 32 or not _HEX_DIGITS.issuperset(digits):
+        return ""
+    return ip_text(bytes.fromhex("".join(reversed(digits))))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.bounded import BoundedDict
+from netproxy.typed import TYPE_CHECKING, Iterator, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
@@ -100,7 +100,7 @@ class AutoDialer:
 
     name = "auto"
     refusal = Reason.UNSUPPORTED
-    symmetric = False
+    symmetric = knows_bound = False
 
     def __init__(self, dialers: AutoDialers, pins: Pins, verdicts: Verdicts) -> None:
         self.direct, self._trial, self.upstream = dialers

@@ -6,7 +6,8 @@ Any thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from netproxy.interfaces.flows import ANY_USER
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from time import struct_time
@@ -26,6 +27,15 @@ def network_in(networks: frozenset[str]) -> Condition:
     return holds
 
 
+def command_in(commands: frozenset[str]) -> Condition:
+    """Return the condition that the client asked for one of the commands (flows.COMMANDS)."""
+
+    def holds(flow: Flow) -> bool:
+        return (flow.command if flow.network == "tcp" else "udp") in commands
+
+    return holds
+
+
 def listener_in(listeners: frozenset[str]) -> Condition:
     """Return the condition that a flow came to one of the listeners, by name."""
 
@@ -36,12 +46,19 @@ def listener_in(listeners: frozenset[str]) -> Condition:
 
 
 def user_in(users: frozenset[str]) -> Condition:
-    """Return the condition that a flow is from one of the users, by name."""
+    """Return the condition that a flow is from one of the users, by name; "*" is every user."""
+    if ANY_USER in users:
+        return has_user
 
     def holds(flow: Flow) -> bool:
         return flow.user in users
 
     return holds
+
+
+def has_user(flow: Flow) -> bool:
+    """Return whether the client has logged in.  A Condition."""
+    return bool(flow.user)
 
 
 def client_in(hosts: HostSet) -> Condition:
@@ -73,10 +90,20 @@ def time_in(minutes: MinuteSet, clock: Callable[[], struct_time]) -> Condition:
 
 
 def name_in(names: HostSet) -> Condition:
-    """Return the condition that the host of the target is in a set of names."""
+    """Return the condition that a name is in a set: the target's, or that seen in its place."""
 
     def holds(flow: Flow) -> bool:
-        return flow.target.host in names
+        return flow.target.host in names or (flow.seen is not None and flow.seen.host in names)
+
+    return holds
+
+
+def server_name_in(names: HostSet) -> Condition:
+    """Return the condition that the name in the client's TLS ClientHello is in a set."""
+
+    def holds(flow: Flow) -> bool:
+        seen = flow.seen
+        return seen is not None and seen.seen_in == "tls" and seen.host in names
 
     return holds
 

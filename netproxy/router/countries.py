@@ -5,9 +5,10 @@ The package maxminddb reads it; it is optional and imported only if rules name c
 
 from __future__ import annotations
 
-from typing import Protocol
+import os
 
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, check_regular
+from netproxy.typed import Protocol
 
 
 class _Database(Protocol):
@@ -34,6 +35,8 @@ class CountryDatabase:
                 "geoip: needs the Python package maxminddb (Debian: python3-maxminddb)", place
             ) from error
         try:
+            if os.path.exists(path):
+                check_regular(path)
             self._database: _Database = maxminddb.open_database(path)
         except OSError as error:
             raise ConfigError(

@@ -5,10 +5,14 @@ Pure, and careful: what cannot be compared, such as two expressions, is taken fo
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping, NamedTuple, Protocol
-
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.router.patterns import APEX, BELOW, KEYWORD, SUFFIX, DomainPattern
+from netproxy.typed import Iterable, Iterator, Mapping, NamedTuple, Protocol, TypeVar
+
+Scoped = TypeVar("Scoped")
+"""A rule, or what else has conditions in an order."""
+COMPARED_LIMIT = 300
+"""Rules that each later rule is compared with: the time grows with the square of them."""
 
 
 class ValueSet(Protocol):
@@ -36,15 +40,28 @@ class Scope(NamedTuple):
         )
 
 
-class Words:
-    """Words that must be equal: users, listeners, networks tcp and udp."""
+def unreachable(scopes: Iterable[tuple[Scoped, Scope]]) -> Iterator[tuple[Scoped, Scoped]]:
+    """Yield each rule whose flows an earlier one takes all, with that one; in their order."""
+    earlier: list[tuple[Scoped, Scope]] = []
+    for scoped, scope in scopes:
+        taken_by = next((other for other, outer in earlier if outer.covers(scope)), None)
+        if taken_by is not None:
+            yield scoped, taken_by
+        elif len(earlier) < COMPARED_LIMIT or not (scope.wanted or scope.unwanted):
+            earlier.append((scoped, scope))
 
-    def __init__(self, words: Iterable[str]) -> None:
+
+class Words:
+    """Words that must be equal: users, listeners, commands, networks tcp and udp."""
+
+    def __init__(self, words: Iterable[str], every: str = "") -> None:
+        """`every`: the word that stands for all words; "" for none."""
         self._words = frozenset(words)
+        self._has_all = bool(every) and every in self._words
 
     def covers(self, other: ValueSet) -> bool:
         """Return whether all words of the other set are here."""
-        return isinstance(other, Words) and other._words <= self._words
+        return isinstance(other, Words) and (self._has_all or other._words <= self._words)
 
 
 class Ranges:

@@ -6,14 +6,16 @@ Runs on the thread that builds a configuration, and blocks for files.
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import chain
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 from netproxy.config.schema import AutoConfig, ConditionsConfig, Config, RuleConfig, UpstreamConfig
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, for_all
+from netproxy.interfaces.flows import ANY_USER
+from netproxy.interfaces.services import FetchedPath
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
-from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
+from netproxy.interfaces.routing import DestinationGuard, Dialer, NamedFlows, Resolver
 from netproxy.router import conditions, coverage
 from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.countries import CountryDatabase
@@ -28,9 +30,7 @@ from netproxy.router.patterns import (
     parse_ports,
 )
 from netproxy.router.router import Condition, Fallbacks, Rule, RuleRouter
-
-COMPARED_LIMIT = 300
-"""Rules that each later rule is compared with: the time grows with the square of them."""
+from netproxy.typed import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 
 class RoutingDependencies(NamedTuple):
@@ -44,6 +44,10 @@ class RoutingDependencies(NamedTuple):
     resolver: Resolver
     guard: DestinationGuard
     verdicts: Verdicts
+    names: NamedFlows | None = None
+    """Names flows to an address; None for nothing that does."""
+    sockets: Dialer | None = None
+    """Connects to targets that are UNIX sockets; None if there are none."""
     clock: Callable[[], time.struct_time] = time.localtime
     """Returns the time of the system's time zone.  Called for rules with `hours` alone."""
 
@@ -59,8 +63,10 @@ def make_routing(config: Config, dependencies: RoutingDependencies) -> Routing:
     """Build the router.  Raises ConfigError if a pattern, a file or the database is unusable."""
     facts = _Facts(_country_lookup(config), dependencies.clock)
     dialers = _RuleDialers(config.auto, dependencies)
-    rules = [_rule(rule, dialers.dialer(rule), facts) for rule in config.rules]
-    router = RuleRouter(rules, dependencies.fallbacks, dependencies.resolver, dependencies.guard)
+    rules = for_all(lambda rule: _rule(rule, dialers.dialer(rule), facts), config.rules)
+    fallbacks, resolver, guard = dependencies.fallbacks, dependencies.resolver, dependencies.guard
+    names, sockets = dependencies.names, dependencies.sockets
+    router = RuleRouter(rules, fallbacks, resolver, guard, names, sockets)
     return Routing(router, tuple(dialers.autos.values()))
 
 
@@ -116,14 +122,8 @@ class _PinnedHosts:
 
 def unreachable_rules(rules: Sequence[RuleConfig]) -> Iterator[tuple[RuleConfig, RuleConfig]]:
     """Yield each rule that can never match, with the earlier rule that takes all its flows."""
-    earlier: list[tuple[RuleConfig, Scope]] = []
-    for rule in rules:
-        scope = Scope(_values(rule.conditions), _values(rule.but_not))
-        taken_by = next((other for other, outer in earlier if outer.covers(scope)), None)
-        if taken_by is not None:
-            yield rule, taken_by
-        elif len(earlier) < COMPARED_LIMIT or not (scope.wanted or scope.unwanted):
-            earlier.append((rule, scope))
+    scopes = (Scope(_values(rule.conditions), _values(rule.but_not)) for rule in rules)
+    return coverage.unreachable(zip(rules, scopes, strict=True))
 
 
 def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
@@ -131,10 +131,12 @@ def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
     values: dict[str, ValueSet] = {}
     if set(config.network) not in (set(), {"tcp", "udp"}):
         values["network"] = coverage.Words(config.network)
+    if config.command:
+        values["command"] = coverage.Words(config.command)
     if config.listener:
         values["listener"] = coverage.Words(config.listener)
     if config.user:
-        values["user"] = coverage.Words(config.user)
+        values["user"] = coverage.Words(config.user, ANY_USER)
     if config.client:
         values["client"] = coverage.Networks(config.client)
     if config.port:
@@ -143,6 +145,8 @@ def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
         values["hours"] = coverage.Ranges(chain.from_iterable(config.hours))
     if config.domain or config.domain_file:
         values["name"] = coverage.Names(map(parse_domain, config.domain), config.domain_file)
+    if config.sni:
+        values["sni"] = coverage.Names(map(parse_domain, config.sni), ())
     if config.ip or config.ip_file or config.geoip:
         networks = map(parse_network, config.ip)
         values["address"] = coverage.Networks(networks, config.ip_file + config.geoip)
@@ -194,6 +198,8 @@ def _compile(config: ConditionsConfig, facts: _Facts) -> _Compiled:
         target.append(conditions.time_in(minutes, facts.clock))
     if config.domain or config.domain_file:
         target.append(conditions.name_in(domains(config.domain, config.domain_file)))
+    if config.sni:
+        target.append(conditions.server_name_in(domains(config.sni, ())))
     address: list[Condition] = []
     if config.ip or config.ip_file or config.geoip:
         networks = NetworkSet(_networks(config))
@@ -204,6 +210,8 @@ def _compile(config: ConditionsConfig, facts: _Facts) -> _Compiled:
 def _client_conditions(config: ConditionsConfig) -> Iterator[Condition]:
     if config.network:
         yield conditions.network_in(frozenset(config.network))
+    if config.command:
+        yield conditions.command_in(frozenset(config.command))
     if config.listener:
         yield conditions.listener_in(frozenset(config.listener))
     if config.user:
@@ -219,14 +227,19 @@ def domains(patterns: Iterable[str], files: Iterable[str]) -> DomainSet:
 
 def _patterns(patterns: Iterable[str], files: Iterable[str]) -> Iterator[DomainPattern]:
     yield from map(parse_domain, patterns)
-    for path in files:
+    for path in filter(_is_there, files):
         yield from read_domains(path)
 
 
 def _networks(config: ConditionsConfig) -> Iterator[IpNetwork]:
     yield from map(parse_network, config.ip)
-    for path in config.ip_file:
+    for path in filter(_is_there, config.ip_file):
         yield from read_networks(path)
+
+
+def _is_there(path: str) -> bool:
+    """Return whether a list can be read: False for one that was not fetched yet."""
+    return not isinstance(path, FetchedPath) or os.path.exists(path)
 
 
 def _country_lookup(config: Config) -> Callable[[str], str]:

@@ -8,9 +8,7 @@ thread that builds the configuration, never for a connection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterator
-
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, open_regular
 from netproxy.router.patterns import (
     APEX,
     SUFFIX,
@@ -21,6 +19,7 @@ from netproxy.router.patterns import (
     parse_name,
     parse_network,
 )
+from netproxy.typed import TYPE_CHECKING, Iterator
 
 if TYPE_CHECKING:
     from netproxy.interfaces.networks import IpNetwork
@@ -90,7 +89,7 @@ def _read_lines(path: str) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while raw := file.readline(LINE_LIMIT + 1):
                 number += 1
                 if len(raw) > LINE_LIMIT:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Iterable
 
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.networks import span_edges
-from netproxy.interfaces.routing import WEEK_MINUTES
+from netproxy.interfaces.flows import WEEK_MINUTES
 from netproxy.router.patterns import (
     APEX,
     BELOW,
@@ -25,6 +24,7 @@ from netproxy.router.patterns import (
     parse_domain,
     parse_ports,
 )
+from netproxy.typed import TYPE_CHECKING, Iterable
 
 if TYPE_CHECKING:
     import re

@@ -8,10 +8,10 @@ beginning of the text.  Pure.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.typed import NamedTuple
 
 # Kinds of domain patterns.  APEX (the name itself) and BELOW (the names below it) are bits.
 APEX, BELOW, KEYWORD, REGEX = 1, 2, 4, 8

@@ -8,16 +8,21 @@ and only these are dialled.  Immutable, any thread; a reload replaces the router
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple, Sequence
-
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.addresses import Address, UnixAddress, pack_ip
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Route
 from netproxy.router.auto import AutoDialer
+from netproxy.typed import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver, UserUpstreams
+    from netproxy.interfaces.routing import (
+        DestinationGuard,
+        Dialer,
+        NamedFlows,
+        Resolver,
+        UserUpstreams,
+    )
 
 Condition = Callable[[Flow], bool]
 LookUp = Callable[[Flow], Sequence[Address]]
@@ -67,15 +72,27 @@ class RuleRouter:
         fallbacks: Fallbacks,
         resolver: Resolver,
         guard: DestinationGuard,
+        names: NamedFlows | None = None,
+        sockets: Dialer | None = None,
     ) -> None:
-        """Route by `rules`, then by `fallbacks`."""
+        """Route by `rules`, then by `fallbacks`.
+
+        `names` names flows to an address; None for nothing that does.  `sockets` connects to
+        targets that are UNIX sockets; None if there are none.
+        """
         self._rules = tuple(rules)
         self._default, self._by_listener, self._by_user = fallbacks
         self._resolver = resolver
         self._guard = guard
+        self._names = names
+        self._sockets = sockets
+
+    def named(self, flow: Flow) -> Flow:
+        """Return the flow with the name that its client wants.  Raises FlowRefused."""
+        return flow if self._names is None else self._names.named(flow)
 
     def route(self, flow: Flow) -> Route:
-        """Decide; may block for a lookup.
+        """Decide about a flow that named() has returned; may block for a lookup.
 
         Raises DialError if the target may not be reached or its name is not found.
         """
@@ -100,17 +117,22 @@ class RuleRouter:
         own = self._by_user.get(flow.user) if flow.user else None
         yield own[1] if own else self._by_listener.get(flow.listener, self._default)
 
-    def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
-        """Return the text of the rule that decides, and the outcome.
+    def through(self, label: str, dialer: Dialer) -> RuleRouter:
+        """Return a router that leads every flow to one dialer; `label` is its rule in records."""
+        rule = Rule(label, dialer, label=label)
+        fallbacks, resolver, guard = Fallbacks(dialer), self._resolver, self._guard
+        return RuleRouter((rule,), fallbacks, resolver, guard, sockets=self._sockets)
 
-        Without a rule, the text is the user's own upstream (Route.rule), or "".  May block for a
+    def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
+        """Return the text of the rule that decides about a flow of named(), and the outcome.
+
+        Without a rule, the text is Route.rule, or "" if nothing has decided.  May block for a
         lookup.
         """
         rule = ""
         try:
             label, dialer, flow, failure = self._decide(flow, self._look_up)
-            own = "" if label in ("listener", "default") else label
-            rule = next((rule.text for rule in self._rules if rule.label == label), own)
+            rule = next((rule.text for rule in self._rules if rule.label == label), label)
             return rule, self._complete(label, dialer, flow, failure, self._look_up)
         except DialError as error:
             return rule, error
@@ -135,8 +157,7 @@ class RuleRouter:
             if not all(condition(flow) for condition in rule.conditions):
                 continue
             if rule.address_conditions:
-                left_to_upstream = _leaves_names(rule.dialer) and pack_ip(flow.target.host) is None
-                if not (flow.addresses or failure or left_to_upstream):
+                if not (flow.addresses or failure or _needs_no_addresses(rule.dialer, flow)):
                     flow, failure = _with_addresses(flow, look_up)
                 # Without addresses the flow is in no network.
                 if not all(condition(flow) for condition in rule.address_conditions):
@@ -155,6 +176,10 @@ class RuleRouter:
 
         Raises DialError if none is permitted or the name is not found.
         """
+        if isinstance(flow.target, UnixAddress):
+            # This machine alone reaches it: an upstream that blocks nothing leads there.
+            assert self._sockets is not None
+            return Route(self._sockets if dialer.carries else dialer, flow, rule)
         if isinstance(dialer, AutoDialer) and flow.network == "udp":
             dialer, flow, failure = _choose_for_datagrams(dialer, flow, failure, look_up)
         addresses: Sequence[Address] = flow.addresses
@@ -167,7 +192,11 @@ class RuleRouter:
                     raise failure
                 addresses = look_up(flow)
         if addresses:
-            flow = flow._replace(addresses=self._guard.permitted(flow, addresses))
+            flow = flow.with_addresses(self._guard.permitted(flow, addresses))
+            seen = flow.seen
+            if seen is not None and seen.leads and dialer.resolves_names and dialer.carries:
+                # The addresses stay: what dials directly, such as auto, dials these.
+                flow = flow._replace(target=Address(seen.host, flow.target.port))
         return Route(dialer, flow, rule)
 
 
@@ -189,19 +218,23 @@ def _choose_for_datagrams(
     return dialer, flow, failure
 
 
-def _leaves_names(dialer: Dialer) -> bool:
-    """Return whether a rule for this upstream needs no addresses of a name.
+def _needs_no_addresses(dialer: Dialer, flow: Flow) -> bool:
+    """Return whether a rule for this upstream needs no addresses of the flow's name.
 
     An upstream that carries nothing (block) may be chosen for an address, and auto tries
-    direct first: both need the lookup.
+    direct first: both need the lookup.  A UNIX socket has no addresses.
     """
-    return dialer.resolves_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
+    if isinstance(flow.target, UnixAddress):
+        return True
+    leaves_names = dialer.resolves_names and bool(dialer.carries)
+    is_name = pack_ip(flow.target.host) is None
+    return leaves_names and is_name and not isinstance(dialer, AutoDialer)
 
 
 def _with_addresses(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:
     """Return the flow with the addresses of its target, or why there are none."""
     try:
-        return flow._replace(addresses=tuple(look_up(flow))), None
+        return flow.with_addresses(tuple(look_up(flow))), None
     except DialError as error:
         if error.reason not in (Reason.NAME, Reason.TIMEOUT):
             raise

@@ -1,32 +1,37 @@
 """The agent: dials a bridge, keeps dialling it, and registers what it offers.
 
 One thread keeps the control connection: it dials, registers, answers pings, and dials again
-after a delay when anything fails.  Work connections are dialled ahead on the dial pool
-(tunnel.pool) and served elsewhere (tunnel.work).
+after a delay when anything fails.  A session with a datagram path is resumed at once, and its
+datagrams go on meanwhile.  Work connections are dialled ahead on the dial pool (tunnel.pool) and
+served elsewhere (tunnel.work).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 from netproxy.errors import ListenError, NetProxyError, StreamError
-from netproxy.net.connect import AbortableDials
 from netproxy.net.stream import poll_streams
 from netproxy.protocol import tunnel
-from netproxy.tunnel.control import ControlConnection
-from netproxy.tunnel.handshake import AgentHandshake
+from netproxy.protocol.tunnel import Registration
+from netproxy.tunnel.control.bridge_session import BridgeSession
+from netproxy.tunnel.control.dials import BridgeDials
+from netproxy.tunnel.control.watch import ControlWatch
 from netproxy.tunnel.pool import WorkPool
+from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.services import Log
     from netproxy.protocol.tunnel import BridgePort, TunnelMessage
-    from netproxy.tunnel.handshake import AgentIdentity
+    from netproxy.tunnel.control.dials import BegunSession, BridgeDialer
+    from netproxy.tunnel.control.handshake import AgentIdentity
+    from netproxy.tunnel.path.agent import AgentPaths
+    from netproxy.tunnel.path.owner import PathServices
     from netproxy.tunnel.pool import Submit, WorkHandler
 
 RECONNECT_FIRST = 2.0
@@ -36,57 +41,62 @@ RECONNECT_LIMIT = 60.0
 STEADY_SECONDS = 10.0
 """A connection that lasted so long does not count as a failure."""
 
+QUICK_SECONDS = 10.0
+"""After the end of a connection that lasted the delay does not grow for so long: a bridge that is
+started again is found soon."""
+
 LOOK_SECONDS = 1.0
 """Between two looks whether work connections are missing."""
-
-
-class BridgeDialer(Protocol):
-    """Connects to the bridge.  Thread: any."""
-
-    def dial(self, greet: Callable[[Stream], None]) -> Stream:
-        """Return a connection on which `greet` has made the tunnel's handshake.
-
-        Blocks.  Raises DialError, and then the connection is closed.
-        """
 
 
 class Agent:
     """Keeps the control connection to a bridge, and a pool of work connections."""
 
     def __init__(
-        self, identity: AgentIdentity, submit: Submit, handler: WorkHandler, log: Log
+        self,
+        identity: AgentIdentity,
+        submit: Submit,
+        handler: WorkHandler,
+        log: Log,
+        paths: PathServices | None = None,
     ) -> None:
         """Begin without a thread: prepare(), configure() and start() must follow.
 
-        `submit` runs a dial on the dial pool; `handler` takes work connections over.
+        `submit` runs a dial on the dial pool; `handler` takes work connections over.  `paths`:
+        what datagram paths need; None: the bridge is asked for none.
         """
         self._identity = identity
-        self._dialer: BridgeDialer
+        self._dials = BridgeDials(identity)
         self._submit = submit
         self._handler = handler
         self._log = log
+        self._path_services = paths
         self._begun, self._stopped = threading.Event(), threading.Event()
-        self._dials = AbortableDials()
         # Guards _services, _is_exit and _session.
         self._lock = threading.Lock()
         self._services: Sequence[BridgePort] = ()
         self._is_exit = False
-        self._session: _BridgeSession | None = None
+        self._session: BridgeSession | None = None
         # One REGISTER at a time, so that the last one tells the current state; never blocks.
         self._register_lock = threading.Lock()
         self._tries = 0
         """Failures in a row."""
+        self._is_refused = False
+        """True once a session that has lasted cannot be resumed: another one is begun at once."""
+        self._lost = -math.inf
+        """When the last connection that lasted has ended, in monotonic seconds."""
         self.thread = threading.Thread(target=self._run, name="tunnel-agent", daemon=True)
 
     def configure(
         self, dialer: BridgeDialer, services: Sequence[BridgePort], is_exit: bool
     ) -> None:
         """Apply a configuration: register the offer, and use `dialer` for all later dials."""
-        self._dialer = dialer
+        self._dials.dialer = dialer
         with self._lock:
             self._services, self._is_exit = services, is_exit
             session = self._session
         if session is not None:
+            session.pool.renew()
             self._register(session)
 
     def prepare(self) -> None:
@@ -128,7 +138,7 @@ class Agent:
         """Return the state for netproxyctl."""
         with self._lock:
             session = self._session
-        if session is None:
+        if session is None or not session.is_connected:
             return {"name": self._identity.name, "connected": False, "tries": self._tries}
         return {"name": self._identity.name, "connected": True, **session.describe()}
 
@@ -147,15 +157,21 @@ class Agent:
                     )
             except Exception:
                 self._log.exception("serving the tunnel")
-            self._stopped.wait(reconnect_delay(self._tries))
+            if self._is_quick:
+                self._tries = 1
+            if not self._is_refused:
+                self._stopped.wait(reconnect_delay(self._tries))
+            self._is_refused = False
+
+    @property
+    def _is_quick(self) -> bool:
+        return time.monotonic() - self._lost < QUICK_SECONDS
 
     def _connect(self) -> None:
-        """Dial a control connection and keep it until it ends."""
-        handshake = AgentHandshake(self._dials, self._identity, tunnel.CONTROL)
-        stream = self._dial(handshake)
-        work_handshake = AgentHandshake(self._dials, self._identity, tunnel.WORK, handshake.session)
-        pool = WorkPool(partial(self._dial, work_handshake), self._submit, self._handler, self._log)
-        session = _BridgeSession(ControlConnection(stream), pool)
+        """Begin a session, and keep it until it ends."""
+        begun = self._dials.begin()
+        pool, paths = self._pool(begun.identifier), self._paths(begun)
+        session = BridgeSession(begun.identifier, begun.control, pool, paths)
         with self._lock:
             self._session = session
         # Begins here: a dial that fails late is a failure all the same.
@@ -163,78 +179,115 @@ class Agent:
         try:
             if not self.stopped:
                 self._log.info("tunnel: connected as '%s'", self._identity.name)
-                self._register(session)
-                self._keep(session)
+                self._keep_session(session)
         finally:
             with self._lock:
                 self._session = None
-            if time.monotonic() - began >= STEADY_SECONDS:
-                self._tries = 1
-            pool.end()
-            stream.close()
+            has_lasted = time.monotonic() - began >= STEADY_SECONDS
+            if has_lasted:
+                self._tries, self._lost = 1, time.monotonic()
+            self._is_refused = self._is_refused and has_lasted
+            session.close()
 
-    def _dial(self, handshake: AgentHandshake) -> Stream:
-        with self._dials.watched():
-            return self._dialer.dial(handshake.run)
+    def _pool(self, identifier: bytes) -> WorkPool:
+        """Return a pool of work connections of a session."""
+        dial = partial(self._dials.work, identifier)
+        return WorkPool(dial, self._submit, self._handler, self._log)
 
-    def _register(self, session: _BridgeSession) -> None:
+    def _paths(self, begun: BegunSession) -> AgentPaths | None:
+        """Return what takes the paths that the bridge offers within TLS, None to ask for none."""
+        services = self._path_services
+        if services is None or services.make_cipher is None or begun.control.plain:
+            return None
+        from netproxy.tunnel.path.agent import AgentPaths  # late: few agents have paths
+
+        attach = partial(self._dials.attach, begun.identifier)
+        return AgentPaths(services, self._submit, self._dials.datagrams(begun.control), attach)
+
+    def _register(self, session: BridgeSession) -> None:
         with self._register_lock:
             with self._lock:
                 services, is_exit = self._services, self._is_exit
-            session.control.send(tunnel.encode_register(services, is_exit))
+            has_paths, is_direct = session.paths is not None, session.is_direct
+            says = (session.reuses, has_paths, has_paths, is_direct)
+            registration = Registration(services, is_exit, *says)
+            session.control.send(tunnel.encode_register(registration))
 
-    def _keep(self, session: _BridgeSession) -> None:
+    def _keep_session(self, session: BridgeSession) -> None:
+        """Keep a session, on one control connection after the other."""
+        while not self.stopped:
+            self._register(session)
+            try:
+                self._keep(session)
+            except NetProxyError as error:
+                if self.stopped or not session.is_resumable:
+                    raise
+                self._log.info("tunnel: connecting again, while datagrams go on: %s", error)
+                self._resume(session)
+
+    def _resume(self, session: BridgeSession) -> None:
+        """Dial another control connection for a session, as often as needed.
+
+        Raises StreamError if the bridge refuses.
+        """
+        session.is_connected, self._lost = False, time.monotonic()
+        paths, failures = session.paths, 0
+        while not self.stopped:
+            try:
+                stream = self._dials.resume(session.identifier)
+            except NetProxyError as error:
+                said = "tunnel: no connection to the bridge: %s"
+                self._log.limited(("tunnel", str(error)), said, error)
+                # While UDP works the bridge is there, and TCP may be as well at any time.
+                is_quick = self._is_quick or (paths is not None and paths.is_up)
+                failures = 1 if is_quick else failures + 1
+                self._stopped.wait(reconnect_delay(failures))
+                continue
+            if stream is None:
+                self._is_refused = True
+                raise StreamError("the bridge has ended the session: beginning another one")
+            session.resume(stream, self._pool(session.identifier), self._dials.datagrams(stream))
+            self._log.info("tunnel: connected again as '%s'", self._identity.name)
+            return
+
+    def _keep(self, session: BridgeSession) -> None:
         """Read the control connection, send heartbeats and dial work connections."""
-        control = session.control
+        control, paths = session.control, session.paths
+        watch = ControlWatch(control, paths) if paths is not None else None
         poll = select.poll()
         poll.register(control.stream.socket, select.POLLIN)
         while not self.stopped:
-            seconds = control.heartbeat(time.monotonic())
+            now = time.monotonic()
+            seconds = control.heartbeat(now)
+            if watch is not None and session.is_resumable:
+                watch.check(now)
             session.pool.fill()
+            if paths is not None:
+                paths.fill()
             if poll_streams(poll, min(seconds, LOOK_SECONDS)):
                 for message in control.receive():
                     self._obey(session, message)
 
-    def _obey(self, session: _BridgeSession, message: TunnelMessage) -> None:
+    def _obey(self, session: BridgeSession, message: TunnelMessage) -> None:
+        paths = session.paths
         if message.kind == tunnel.WANT:
             session.pool.want(tunnel.parse_number(message.value))
         elif message.kind == tunnel.REGISTERED:
             session.outcomes = dict(tunnel.parse_registered(message.value))
             for service, outcome in session.outcomes.items():
                 if outcome != tunnel.SERVED:
-                    self._log.warning(
-                        "tunnel: port %s is not served: %s", service, _outcome_text(outcome)
-                    )
+                    text = tunnel.reason_text(tunnel.OUTCOMES, outcome)
+                    self._log.warning("tunnel: port %s is not served: %s", service, text)
+        elif paths is not None and message.kind in tunnel.OF_PATHS:
+            paths.obey(message)
+        elif paths is not None and message.kind == tunnel.RESUMABLE:
+            session.is_resumable = True
+            paths.note_offered()
         elif message.kind == tunnel.CLOSE:
+            session.is_resumable = False
             reason = tunnel.parse_number(message.value)
             text = tunnel.reason_text(tunnel.CLOSINGS, reason)
             raise StreamError(f"the bridge has closed the connection: {text}")
-
-
-class _BridgeSession:
-    """A session with the bridge: its control connection and its work connections."""
-
-    def __init__(self, control: ControlConnection, pool: WorkPool) -> None:
-        self.control = control
-        self.pool = pool
-        self.since = time.time()
-        self.outcomes: Mapping[BridgePort, int] = {}
-        """Of the registered services, as the bridge has told (keys of tunnel.OUTCOMES)."""
-
-    def describe(self) -> dict[str, object]:
-        """Return the state for netproxyctl."""
-        return {
-            "since": self.since,
-            "rtt": self.control.rtt,
-            **self.pool.describe(),
-            "ports": {
-                str(service): _outcome_text(outcome) for service, outcome in self.outcomes.items()
-            },
-        }
-
-
-def _outcome_text(outcome: int) -> str:
-    return tunnel.reason_text(tunnel.OUTCOMES, outcome)
 
 
 def reconnect_delay(failures: int) -> float:

@@ -2,51 +2,39 @@
 
 A Handler for the connections of agents.  The handshake runs on a thread of the connection's
 own.  After it a control connection holds no thread: its agent's messages or the heartbeat wake
-it.  A wrong token and an unknown name get the same refusal, after a delay.
+it.  A wrong token and an unknown name get the same refusal, after a delay.  A session whose
+control connection is lost is held while its datagrams go on: the agent may resume it.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Protocol
 
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.connections import READABLE, Blocking, Wait
-from netproxy.interfaces.services import Refusal
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Hello, Welcome
-from netproxy.tunnel.control import ControlConnection
+from netproxy.tunnel.control.claims import NameClaims
+from netproxy.tunnel.control.connection import ControlConnection
+from netproxy.tunnel.control.login import AgentLogin, arrival_of
+from netproxy.tunnel.control.refusals import AGENTS, HandshakeRefusals
+from netproxy.tunnel.control.session import AgentSession
+from netproxy.tunnel.control.sessions import AgentSessions
 from netproxy.tunnel.ports import RightsTable, SessionPorts
-from netproxy.tunnel.sessions import AgentSession, AgentSessions, WorkStream
+from netproxy.tunnel.streams.work_stream import WorkStream
+from netproxy.typed import TYPE_CHECKING, Mapping
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter, Log
-    from netproxy.protocol.tunnel import TunnelMessage
+    from netproxy.protocol.tunnel import Hello, TunnelMessage
+    from netproxy.tunnel.control.login import Arrival
+    from netproxy.tunnel.control.refusals import RefusalDelays
+    from netproxy.tunnel.direct.bridge import DirectOffers
+    from netproxy.tunnel.path.bridge import BridgePaths
     from netproxy.tunnel.ports import AgentRights, PortOpener
-
-CHALLENGE_SECONDS = 2.0
-"""For an agent to answer a ping when another agent asks for its name."""
-
-AGENTS = "tunnel.bridge.agents"
-"""The key that decides which agents may connect."""
-
-BRIDGE = "tunnel-bridge"
-"""The listener in records of refused agents."""
-
-ANSWER_SECONDS = 10.0  # to send the rest of a handshake that was delayed
-
-
-class RefusalDelays(Protocol):
-    """Computes the delay of a refusal: access.backoff.BackOff."""
-
-    def next_delay(self, host: str, now: float) -> float:
-        """Count one more failure of a client's host; return its delay in seconds."""
 
 
 class Bridge:
@@ -62,26 +50,30 @@ class Bridge:
     ) -> None:
         """Begin without configured agents: configure() must follow."""
         self._sessions = sessions
+        sessions.give_up = partial(self._end, why="it has not connected again")
         self._opener = opener
-        self._counter = counter
-        self._log = log
+        self._counter, self._log = counter, log
         self._rights = RightsTable()
-        # The token of unknown names: they cost the same work as known ones.
-        self._decoy_token = os.urandom(tunnel.PROOF_SIZE)
-        self._back_off = back_off
-        # Guards `challenged` of the sessions.
-        self._lock = threading.Lock()
+        self._decoy_token = os.urandom(tunnel.PROOF_SIZE)  # unknown names cost the same work
+        self._refusals = HandshakeRefusals(back_off, counter)
+        self._claims = NameClaims(self._refusals, self._replace)
+        self.paths: BridgePaths | None = None
+        """Offers datagram paths to agents; None if no configuration has had any."""
+        self.direct: DirectOffers | None = None  # has clients and agents talk directly
         self._stopping = False
 
     def configure(self, agents: Mapping[str, AgentRights]) -> None:
         """Apply the rights of a configuration; connected agents keep the ports still allowed."""
         before = self._rights.replace(agents)
         for session in self._sessions.all():
+            session.renew()
             old, new = before.get(session.name), agents.get(session.name)
             if old is None or new is None or new.token != old.token:
                 self._end(session, "removed from the configuration", tunnel.WITHDRAWN)
             elif new.ports != old.ports:
                 session.ports.apply_rights()
+            if self.paths is not None:
+                self.paths.offer(session)
 
     def stop(self) -> None:
         """Tell the agents, and close their ports; running streams continue."""
@@ -101,9 +93,8 @@ class Bridge:
         nonce = os.urandom(tunnel.NONCE_SIZE)
         stream.reply(tunnel.encode_challenge(nonce))
         proof = yield from stream.read_exactly(tunnel.PROOF_SIZE)
-        wait: Wait | None = yield Blocking(
-            partial(self._check_proof, stream, client, hello, nonce, proof)
-        )
+        check = partial(self._check_proof, stream, client, hello, nonce, proof)
+        wait: Wait | None = yield Blocking(check)
         return wait
 
     def _check_proof(
@@ -113,152 +104,186 @@ class Bridge:
         token = self._decoy_token if rights is None else rights.token
         expected = tunnel.agent_proof(token, hello, nonce)
         if not tunnel.secrets_equal(proof, expected) or rights is None:
-            return self._refuse_later(stream, client, hello)
-        login = _AgentLogin(stream, client, hello, nonce, token)
-        if hello.kind == tunnel.WORK:
-            self._add_work(login)
+            return self._refusals.refuse_later(stream, client, hello)
+        login = AgentLogin(stream, arrival_of(stream, client), hello, nonce, token)
+        elsewhere = self._sessions.elsewhere
+        if elsewhere is not None and elsewhere.is_elsewhere(hello.name):
+            return elsewhere.hand_over(login)
+        return self._admit(login)
+
+    def take_over(self, stream: Stream, arrival: Arrival, nonce: bytes) -> Handshake:
+        """Go on with a connection that another worker has handed over, from its hello on."""
+        hello = yield from tunnel.read_hello(stream)
+        rights = self._rights.get(hello.name)
+        if rights is None:  # a reload has removed the agent meanwhile
             return None
-        return self._claim_name(login)
+        login = AgentLogin(stream, arrival, hello, nonce, rights.token)
+        wait: Wait | None = yield Blocking(partial(self._admit, login))
+        return wait
 
-    def _refuse_later(self, stream: Stream, client: Address, hello: Hello) -> Wait:
-        self._note_refusal(client, hello, tunnel.NOT_PROVEN, AGENTS)
-        return Wait(
-            ((stream.socket, select.POLLRDHUP),),
-            self._back_off.next_delay(client.host, time.monotonic()),
-            partial(_refuse_unless_closed, stream),
-            idle=True,
-        )
-
-    def _note_refusal(self, client: Address, hello: Hello, reason: int, decided: str) -> None:
-        text, asked = tunnel.REFUSALS[reason], f"agent '{hello.name}'"
-        refusal = Refusal("tunnel_handshakes", text, BRIDGE, client.host, asked, decided)
-        self._counter.refuse(refusal)
-
-    def _refuse(self, login: _AgentLogin, reason: int, decided: str) -> None:
-        self._note_refusal(login.client, login.hello, reason, decided)
-        login.stream.write(tunnel.encode_refusal(reason))
-
-    def _add_work(self, login: _AgentLogin) -> None:
+    def _admit(self, login: AgentLogin) -> Wait | None:
+        """Use the connection of an agent whose proof is valid."""
+        if login.hello.kind == tunnel.CONTROL:
+            holder = self._sessions.get(login.hello.name)
+            return self._begin(login) if holder is None else self._claims.claim(login, holder)
         session = self._sessions.get(login.hello.name)
         if session is None or not tunnel.secrets_equal(login.hello.session, session.identifier):
-            self._refuse(login, tunnel.NO_SESSION, "the agent's sessions")
-            return
+            self._refusals.refuse(login, tunnel.NO_SESSION, "the agent's sessions")
+            return None
+        if login.hello.kind == tunnel.RESUME:
+            return self._resume_session(login, session)
+        if login.hello.kind == tunnel.ATTACH:
+            self._attach_work(login, session)
+        else:
+            self._add_work(login, session)
+        return None
+
+    def _add_work(self, login: AgentLogin, session: AgentSession) -> None:
         if not session.has_room:
-            self._refuse(login, tunnel.TOO_MANY, "the limit of idle work connections")
+            self._refusals.refuse(login, tunnel.TOO_MANY, "the limit of idle work connections")
             return
-        login.stream.write(login.welcome(session.identifier))
-        login.stream.limit(None)
-        work = WorkStream(login.stream, session)
+        work = self._welcome_work(login, session)
         if not session.add(work):
             work.close()
 
-    # -- who owns a name
+    def _attach_work(self, login: AgentLogin, session: AgentSession) -> None:
+        """Let a flow go on with this work connection."""
+        flow = session.flow(login.hello.path, login.hello.flow)
+        if flow is None:
+            self._refusals.refuse(login, tunnel.NO_FLOW, "the agent's flows")
+            return
+        # From its welcome on the agent may close the connection before.
+        flow.await_stream()
+        try:
+            work = self._welcome_work(login, session)
+        except BaseException:
+            flow.forgo()
+            raise
+        attach = flow.attach
+        if attach is None or not attach(work):
+            work.close()
+            return
+        self._counter.count("tunnel_handshakes", "attached")
 
-    def _claim_name(self, login: _AgentLogin) -> Wait | None:
-        """Give the name to the agent, or find out whether the agent that has it still answers."""
-        holder = self._sessions.get(login.hello.name)
-        if holder is None:
-            return self._begin_session(login)
-        with self._lock:
-            already_challenged, holder.challenged = holder.challenged, True
-        if already_challenged:
-            self._refuse(login, tunnel.NAME_IN_USE, "another agent claims the name")
-            return None
-        asked = time.monotonic()
-        holder.control.ping()
-        return Wait(
-            ((login.stream.socket, select.POLLRDHUP),),
-            CHALLENGE_SECONDS,
-            partial(self._decide, login, holder, asked),
-            idle=True,
-        )
+    @staticmethod
+    def _welcome_work(login: AgentLogin, session: AgentSession) -> WorkStream:
+        login.stream.write(login.welcome(session.identifier))
+        login.stream.limit(None)
+        return WorkStream(login.stream, session)
 
-    def _decide(
-        self, login: _AgentLogin, holder: AgentSession, asked: float, closed: bool
-    ) -> Wait | None:
-        """Decide whose the name is; `asked` is when the holder was pinged (monotonic)."""
-        with self._lock:
-            holder.challenged = False
-        if closed:
-            return None
-        login.stream.limit(ANSWER_SECONDS)
-        if holder.control.last_pong >= asked and not holder.ended:
-            decided = f"the agent that answers from {holder.client.host}"
-            self._refuse(login, tunnel.NAME_IN_USE, decided)
-            return None
-        self._end(holder, f"replaced by the agent from {login.client.host}", tunnel.REPLACED)
-        return self._begin_session(login)
+    # -- the beginning of a session, and another control connection of one
 
-    def _begin_session(self, login: _AgentLogin) -> Wait | None:
+    def _replace(self, login: AgentLogin, holder: AgentSession) -> Wait | None:
+        """Give a name to another agent (claims.Replace)."""
+        why = f"replaced by the agent from {login.arrival.client.host}"
+        self._end(holder, why, tunnel.REPLACED)
+        return self._begin(login)
+
+    def _begin(self, login: AgentLogin) -> Wait | None:
         session = self._session(login)
         if not self._sessions.add(session):
-            self._refuse(login, tunnel.NAME_IN_USE, "another agent claims the name")
+            self._refusals.refuse(login, tunnel.NAME_IN_USE, "another agent claims the name")
             return None
         # Read after the session was added: a later configure() finds the session itself.
-        rights = self._rights.get(session.name)
-        if self._stopping or rights is None or rights.token != login.token:
+        is_token_valid = self._is_token_valid(login)
+        if self._stopping or not is_token_valid:
             self._sessions.remove(session)
-            if self._stopping:
-                self._refuse(login, tunnel.NAME_IN_USE, "the bridge stops")
-            else:
-                self._refuse(login, tunnel.NOT_PROVEN, AGENTS)
+            reason = tunnel.NAME_IN_USE if is_token_valid else tunnel.NOT_PROVEN
+            self._refusals.refuse(login, reason, "the bridge stops" if is_token_valid else AGENTS)
             return None
-        # Only the stream's end tells of a connection for which no thread or memory is left.
-        login.stream.on_close(partial(self._end, session, "the connection was lost"))
-        try:
-            session.control.begin(login.welcome(session.identifier))
-        except NetProxyError:
-            self._end(session, "the connection was lost in its handshake")
-            raise
+        wait = self._welcome(login, session, session.control)
         self._counter.count("tunnel_handshakes", "agent")
         self._log.info("tunnel: agent '%s' connected from %s", session.name, session.client)
-        return self._wait(session)
+        return wait
 
-    def _session(self, login: _AgentLogin) -> AgentSession:
+    def _is_token_valid(self, login: AgentLogin) -> bool:
+        rights = self._rights.get(login.hello.name)
+        return rights is not None and rights.token == login.token
+
+    def _session(self, login: AgentLogin) -> AgentSession:
         # Once the session can be found, other threads may send to the agent: their messages are
         # held back until the welcome has been sent.
         control = ControlConnection(login.stream, begun=False)
         name = login.hello.name
         ports = SessionPorts(name, control, self._rights, self._opener, self._log)
         identifier = os.urandom(tunnel.SESSION_SIZE)
-        return AgentSession(name, identifier, login.client, control, ports)
+        return AgentSession(name, identifier, login.arrival, control, ports)
+
+    def _resume_session(self, login: AgentLogin, session: AgentSession) -> Wait | None:
+        """Go on with a session on another control connection, which is the agent's newest."""
+        control = ControlConnection(login.stream, begun=False)
+        is_refused = self._stopping or not self._is_token_valid(login)
+        before = None if is_refused else session.resume(control, login.arrival)
+        if before is None:
+            self._refusals.refuse(login, tunnel.NO_SESSION, "the agent's sessions")
+            return None
+        before.stream.shutdown()
+        wait = self._welcome(login, session, control)
+        self._counter.count("tunnel_handshakes", "resumed")
+        self._log.info("tunnel: agent '%s' goes on from %s", session.name, session.client)
+        return wait
+
+    def _welcome(
+        self, login: AgentLogin, session: AgentSession, control: ControlConnection
+    ) -> Wait | None:
+        """Welcome a control connection; return what it waits for."""
+        # Only the stream's end tells of a connection for which no thread or memory is left.
+        login.stream.on_close(partial(self._lose, session, control, "the connection was lost"))
+        try:
+            control.begin(login.welcome(session.identifier))
+        except NetProxyError:
+            self._lose(session, control, "the connection was lost in its handshake")
+            raise
+        return self._wait(session, control)
 
     # -- a control connection
 
-    def _wait(self, session: AgentSession) -> Wait | None:
+    def _wait(self, session: AgentSession, control: ControlConnection) -> Wait | None:
         """Wait for a message or for the next heartbeat."""
-        if session.ended:
+        if session.ended or session.control is not control:
             return None
         try:
-            seconds = session.control.heartbeat(time.monotonic())
+            seconds = control.heartbeat(time.monotonic())
         except NetProxyError as error:
-            self._end(session, str(error))
+            self._lose(session, control, str(error))
             return None
-        return Wait(
-            ((session.control.stream.socket, READABLE),), seconds, partial(self._resume, session)
-        )
+        wake = partial(self._wake, session, control)
+        return Wait(((control.stream.socket, READABLE),), seconds, wake)
 
-    def _resume(self, session: AgentSession, ready: bool) -> Wait | None:
+    def _wake(self, session: AgentSession, control: ControlConnection, ready: bool) -> Wait | None:
         if ready:
             try:
-                for message in session.control.receive():
-                    self._obey(session, message)
+                for message in control.receive():
+                    if session.control is control:
+                        self._obey(session, message)
             except NetProxyError as error:
-                self._end(session, str(error))
+                self._lose(session, control, str(error))
                 return None
-        return self._wait(session)
+        return self._wait(session, control)
 
     def _obey(self, session: AgentSession, message: TunnelMessage) -> None:
         if message.kind == tunnel.REGISTER:
-            services, session.is_exit = tunnel.parse_register(message.value)
+            services, *said = tunnel.parse_register(message.value)
+            session.is_exit, session.reuses, session.takes_paths, *said = said
+            session.resumes, session.takes_direct = said
             session.ports.serve(services)
+            if self.paths is not None:
+                self.paths.offer(session)
+        elif message.kind == tunnel.DIRECT_STATE and self.direct is not None:
+            self.direct.take_state(session, message.value, time.monotonic())
         elif message.kind == tunnel.CLOSE:
-            reason = tunnel.parse_number(message.value)
-            self._log.debug(
-                "tunnel: agent '%s' closes its connection: %s",
-                session.name,
-                tunnel.reason_text(tunnel.CLOSINGS, reason),
-            )
+            session.resumes = False
+            text = tunnel.reason_text(tunnel.CLOSINGS, tunnel.parse_number(message.value))
+            self._log.debug("tunnel: agent '%s' closes its connection: %s", session.name, text)
+
+    def _lose(self, session: AgentSession, control: ControlConnection, why: str) -> None:
+        """Hold a session whose control connection is lost, if it may be resumed; else end it."""
+        if session.control is not control or session.is_held:
+            return
+        if session.hold(control, time.monotonic()):
+            self._log.info("tunnel: agent '%s' is to connect again: %s", session.name, why)
+        else:
+            self._end(session, why)
 
     def _end(self, session: AgentSession, why: str, closing: int = 0) -> None:
         """End a session, for the log's reason `why`; `closing` is the reason the agent is told."""
@@ -267,34 +292,9 @@ class Bridge:
         if closing:
             session.control.close(closing)
         session.ports.close()
+        if self.paths is not None:
+            self.paths.offer(session)
         # The ports are closed first, so that the next agent of this name gets them at once.
         self._sessions.remove(session)
         session.control.stream.shutdown()
         self._log.info("tunnel: agent '%s' disconnected: %s", session.name, why)
-
-
-class _AgentLogin(NamedTuple):
-    """The connection of an agent whose proof is valid, before its welcome."""
-
-    stream: Stream
-    client: Address
-    hello: Hello
-    nonce: bytes
-    """The bridge's."""
-    token: bytes
-
-    def __repr__(self) -> str:
-        return f"_AgentLogin({self.hello.name!r})"
-
-    def welcome(self, session: bytes) -> bytes:
-        """Return the bytes of the welcome; from now on the connection is not shed."""
-        self.stream.handshaking = False
-        proof = tunnel.bridge_proof(self.token, self.hello, self.nonce, session)
-        return tunnel.encode_welcome(Welcome(proof, session))
-
-
-def _refuse_unless_closed(stream: Stream, closed: bool) -> None:
-    """Send the refusal that was delayed."""
-    if not closed:
-        stream.limit(ANSWER_SECONDS)
-        stream.write(tunnel.encode_refusal(tunnel.NOT_PROVEN))

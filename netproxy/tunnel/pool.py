@@ -1,25 +1,31 @@
 """Keeps idle work connections of one agent, dialled ahead so that the bridge can use them at once.
 
-A few are always kept idle, more if the bridge asks for more.  Dials run on the dial pool; the
+A few are always kept idle, more if the bridge asks for more, and those whose streams have ended if
+they may be used again.  What is not needed for a while is closed.  Dials run on the dial pool; the
 agent's thread repeats a failed one the next time it looks.  Any thread.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Callable, Protocol
 
 from netproxy.errors import NetProxyError
+from netproxy.typed import TYPE_CHECKING, Callable, Protocol
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.answers import DirectRow
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.services import Log
+    from netproxy.tunnel.path.agent import AgentPaths
 
 IDLE_FEWEST = 4
 """Idle connections that are always kept."""
 
 IDLE_MOST = 32
-"""Idle connections that are kept while the bridge has recently needed more than there were."""
+"""Idle connections that are kept while the bridge has recently needed more than there were.
+
+So many are also kept of those whose streams have ended.
+"""
 
 WANTED_LIMIT = 256
 """Connections that the bridge asks for beyond these."""
@@ -56,9 +62,15 @@ class WorkPool:
         self._submit = submit
         self._handler = handler
         self._log = log
+        self.paths: AgentPaths | None = None
+        """Carry datagrams beside the connections; None if the agent has none.  Set at once."""
         # Guards all below.
         self._lock = threading.Lock()
         self._idle: set[Stream] = set()
+        self._current: set[Stream] = set()
+        """Connections that were dialled since renew()."""
+        self._renewed = 0
+        """Calls of renew()."""
         self._dialling = 0
         self._keep = IDLE_FEWEST
         """Connections to keep idle."""
@@ -92,7 +104,7 @@ class WorkPool:
 
     def _add(self) -> None:
         """Dial one connection.  Thread: dial pool."""
-        stream = None
+        stream, renewed = None, self._renewed
         try:
             stream = self._dial()
         except NetProxyError as error:
@@ -107,6 +119,8 @@ class WorkPool:
                 ended = self.ended
                 if stream is not None and not ended:
                     self._idle.add(stream)
+                    if renewed == self._renewed:
+                        self._current.add(stream)
         if stream is None:
             return
         if ended:
@@ -125,10 +139,26 @@ class WorkPool:
             self._opened += 1
         self.fill()
 
+    def take_back(self, stream: Stream) -> bool:
+        """Return whether a connection whose stream has ended is kept; then it is idle again."""
+        with self._lock:
+            is_full = len(self._idle) >= IDLE_MOST
+            if self.ended or is_full or stream not in self._current:
+                return False
+            self._idle.add(stream)
+            return True
+
+    def renew(self) -> None:
+        """Take no connection back that was dialled before: the bridge is to be verified anew."""
+        with self._lock:
+            self._renewed += 1
+            self._current.clear()
+
     def closed(self, stream: Stream) -> None:
         """Forget a connection that has ended."""
         with self._lock:
             self._idle.discard(stream)
+            self._current.discard(stream)
 
     def release(self, stream: Stream) -> bool:
         """Return whether a connection that was idle for long is no longer needed.
@@ -150,6 +180,11 @@ class WorkPool:
             idle = list(self._idle)
         for stream in idle:
             stream.shutdown()
+
+    def describe_direct(self) -> list[DirectRow]:
+        """Return the direct paths beside the connections, for netproxyctl."""
+        direct = self.paths.direct if self.paths is not None else None
+        return direct.describe() if direct is not None else []
 
     def describe(self) -> dict[str, object]:
         """Return the state for netproxyctl."""

@@ -7,18 +7,18 @@ lock, which never waits for a peer.  Any thread.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.protocol import tunnel
+from netproxy.typed import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.services import Log
     from netproxy.protocol.tunnel import BridgePort
-    from netproxy.tunnel.control import ControlConnection
+    from netproxy.tunnel.control.connection import ControlConnection
 
 
 class PortLimits(NamedTuple):
@@ -117,6 +117,11 @@ class SessionPorts:
         self._refused: dict[BridgePort, int] = {}
         """With an outcome (tunnel.OUTCOMES) other than SERVED."""
         self._closed = False
+
+    def use_control(self, control: ControlConnection) -> None:
+        """Tell the agent through another control connection from now on."""
+        with self._lock:
+            self._control = control
 
     def serve(self, wanted: Iterable[BridgePort]) -> None:
         """Serve these ports and no others, as far as the agent may have them; tell it which."""

@@ -6,24 +6,28 @@ bridge, so that a reload takes effect at once.  Any thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol
-
-from netproxy.errors import DialError, Reason, StreamError
+from netproxy.errors import DialError, ProtocolError, Reason, StreamError
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, UnixAddress
 from netproxy.interfaces.connections import READABLE, Blocking, Wait
 from netproxy.interfaces.flows import TUNNEL_AGENT, Flow
 from netproxy.interfaces.services import Refusal
 from netproxy.protocol import proxy_protocol, socks5, tunnel
-from netproxy.protocol.capsule import Capsules
+from netproxy.protocol.http.capsule import Capsules
 from netproxy.protocol.tunnel import BridgePort
-from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
-from netproxy.tunnel.control import take_messages
+from netproxy.protocol.tunnels.datagrams import AddressedDatagrams
+from netproxy.protocol.tunnels.path import parse_flow
+from netproxy.tunnel.streams.reusable_stream import ReusableStream
+from netproxy.tunnel.control.connection import take_messages
+from netproxy.typed import TYPE_CHECKING, Mapping, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter
-    from netproxy.net.framed import Framing
     from netproxy.protocol.tunnel import OpenRequest
+    from netproxy.protocol.tunnels.path import FlowOffer
+    from netproxy.tunnel.path.flows import PathFlow
+    from netproxy.tunnel.streams.relays import DialledFlow, FlowRelays
     from netproxy.tunnel.pool import WorkPool
 
 SPARE_SECONDS = 60.0
@@ -44,49 +48,6 @@ class Offer(NamedTuple):
     services: Mapping[BridgePort, LocalService]
     is_exit: bool
     """True if the bridge may have anything dialled that the agent's rules permit."""
-
-
-class DialledFlow(Protocol):
-    """A connection to the target of a flow."""
-
-    upstream: Stream
-
-    def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        """Send the reply, then relay between `client` and the target until both have ended."""
-
-    def finish(self, ended: str) -> None:
-        """Close it and record how it ended."""
-
-
-class FlowDialer(Protocol):
-    """Routes and dials TCP flows."""
-
-    def open(self, flow: Flow) -> DialledFlow:
-        """Connect to the flow's target.  Blocks.  Raises DialError, which has been recorded."""
-
-
-class DatagramRelay(Protocol):
-    """Relays the datagrams that a stream carries."""
-
-    def permit(self, flow: Flow) -> None:
-        """Raise DialError if no datagram of the flow's client could be sent anywhere."""
-
-    def serve_one(
-        self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes
-    ) -> Wait | None:
-        """Send `accepted`, then relay datagrams to the flow's target.  Raises DialError."""
-
-    def serve_all(
-        self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]
-    ) -> Wait | None:
-        """Relay datagrams to any target; `wrap` encodes the source of a reply."""
-
-
-class FlowRelays(NamedTuple):
-    """What dials and relays the flows of work connections, TCP and UDP, with the same router."""
-
-    tcp: FlowDialer
-    udp: DatagramRelay
 
 
 class WorkStarter(Protocol):
@@ -146,34 +107,68 @@ class WorkServer:
 class WorkConnection:
     """One work connection, from its handshake to its end."""
 
-    __slots__ = ("stream", "_server", "_pool")
+    __slots__ = (
+        "stream",
+        "_server",
+        "_pool",
+        "_offered",
+        "_flow",
+        "_is_reusable",
+        "_is_idle_again",
+    )
 
     def __init__(self, server: WorkServer, stream: Stream, pool: WorkPool) -> None:
         self._server = server
         self.stream = stream
         self._pool = pool
+        # What the bridge has offered to carry datagrams beside it.
+        self._offered: FlowOffer | None = None
+        self._flow: PathFlow | None = None
+        # Whether the bridge has opened it so, and whether its stream has ended cleanly.
+        self._is_reusable = self._is_idle_again = False
 
     def handshake(self) -> Handshake:
-        """Serve the bridge's request, on a pool thread: it may dial."""
+        """Wait for the bridge's request; serve it on a pool thread, as it may dial."""
+        # No descriptor tells of a request that was deciphered with the end of the last stream.
+        if not self.stream.read_ahead():
+            return None
+        if not self.stream.unread():
+            return self._wait()
         wait: Wait | None = yield Blocking(self._run)
         return wait
 
     def _run(self) -> Wait | None:
         """Serve the bridge's request if it has arrived, else wait for it."""
         for message in take_messages(self.stream):
-            if message.kind == tunnel.OPEN:
+            if message.kind in (tunnel.OPEN, tunnel.OPEN_REUSABLE):
                 self._server.opened(self)
                 self._pool.opened(self.stream)
+                self._is_reusable = message.kind == tunnel.OPEN_REUSABLE
                 return self._open(tunnel.parse_open(message.value))
+            if message.kind == tunnel.FLOW:
+                self._offered = parse_flow(message.value)
+        return self._wait()
+
+    def _wait(self) -> Wait | None:
         if self._pool.ended:
             return None
         return Wait(((self.stream.socket, READABLE),), SPARE_SECONDS, self._resume, idle=True)
 
     def end(self) -> None:
-        """Close the connection."""
-        self._pool.closed(self.stream)
+        """Make the connection idle again after a stream that has ended cleanly, else close it."""
         self._server.ended(self)
+        if self._flow is not None:
+            self._flow.close()
+        if self._is_idle_again and self._pool.take_back(self.stream):
+            self._server.serve(self.stream, self._pool)
+            return
+        self._pool.closed(self.stream)
         self.stream.close()
+
+    def _stream_ended(self, is_clean: bool) -> None:
+        self._is_idle_again = is_clean
+        if not is_clean:
+            self.stream.close()
 
     def _resume(self, ready: bool) -> Wait | None:
         keep = self.stream.read_ahead() if ready else not self._pool.release(self.stream)
@@ -185,7 +180,7 @@ class WorkConnection:
                 return self._open_service(request, request.target)
             return self._open_target(request, request.target)
         except DialError as error:
-            reason, counter = error.reason.value, self._server.counter
+            reason, counter = error.why, self._server.counter
             if isinstance(error, _NotOffered):
                 host, asked = request.client.host, request.target
                 counter.refuse(
@@ -195,6 +190,7 @@ class WorkConnection:
                 # The flow has a record.
                 counter.count("tunnel_refused", reason)
             self.stream.write(tunnel.encode_refuse(error.reason))
+            self._is_idle_again = self._is_reusable and not self.stream.unread()
             return None
 
     def _open_target(self, request: OpenRequest, target: Address) -> Wait | None:
@@ -203,10 +199,13 @@ class WorkConnection:
         relays = self._server.to_targets
         flow = Flow(request.network, request.client, target, TUNNEL_AGENT, "")
         if request.network == "tcp":
-            return relays.tcp.open(flow).accept(self.stream, tunnel.encode_accept())
+            return self._accept(relays.tcp.open(flow))
         relays.udp.permit(flow)
-        self.stream.write(tunnel.encode_accept())
-        return relays.udp.serve_all(self.stream, flow, AddressedDatagrams(), socks5.encode_address)
+        beside = self._take_flow(is_addressed=True)
+        self.stream.write(self._accept_flow())
+        return relays.udp.serve_all(
+            self.stream, flow, AddressedDatagrams(), socks5.encode_address, beside
+        )
 
     def _open_service(self, request: OpenRequest, port: BridgePort) -> Wait | None:
         service = self._server.offer.services.get(port)
@@ -216,20 +215,46 @@ class WorkConnection:
         relays = self._server.to_services
         flow = Flow(request.network, request.client, service.target, TUNNEL_AGENT, "")
         if request.network == "udp":
-            return relays.udp.serve_one(
-                self.stream, flow, Capsules(service.target), tunnel.encode_accept()
-            )
+            beside = self._take_flow(is_addressed=False)
+            framing, accepted = Capsules(service.target), self._accept_flow()
+            return relays.udp.serve_one(self.stream, flow, framing, accepted, beside)
         dialled = relays.tcp.open(flow)
         if service.proxy_protocol:
             _send_proxy_header(dialled, request.client, service.target)
-        return dialled.accept(self.stream, tunnel.encode_accept())
+        return self._accept(dialled)
+
+    def _take_flow(self, is_addressed: bool) -> PathFlow | None:
+        """Return what carries datagrams beside the connection; None: the bridge has no path."""
+        paths, offered = self._pool.paths, self._offered
+        if paths is not None and offered is not None:
+            self._flow = paths.flow(offered, is_addressed)
+        return self._flow
+
+    def _accept_flow(self) -> bytes:
+        """Return the ACCEPT message that tells the bridge which flow was taken."""
+        return tunnel.encode_accept(self._flow.number if self._flow is not None else 0)
+
+    def _accept(self, dialled: DialledFlow) -> Wait | None:
+        """Tell the bridge that the target is connected, and relay."""
+        if not self._is_reusable:
+            return dialled.accept(self.stream, tunnel.encode_accept())
+        try:
+            # It precedes the first chunk of the stream.
+            self.stream.reply(tunnel.encode_accept())
+            carried = ReusableStream(self.stream, self._stream_ended)
+        except (ProtocolError, StreamError):
+            dialled.finish("reset")
+            raise
+        return dialled.accept(carried, b"")
 
 
 def _send_proxy_header(dialled: DialledFlow, client: Address, target: Address) -> None:
     """Tell a service the client's address.  Raises DialError."""
     upstream = dialled.upstream
     try:
-        upstream.write(proxy_protocol.encode_v2(client, upstream.peer_address()))
+        is_socket = isinstance(target, UnixAddress)
+        reached = UNSPECIFIED_ADDRESS if is_socket else upstream.peer_address()
+        upstream.write(proxy_protocol.encode_v2(client, reached))
     except StreamError as error:
         dialled.finish("reset")
         raise DialError(Reason.GENERAL, str(target), str(error)) from error

@@ -19,13 +19,31 @@ from typing import Callable, Iterator
 import pytest
 
 from netproxy.access.external import service as service_module
-from netproxy.access.external.checks import Checker, Verdict
+from netproxy.access.external.checker import Checker, Verdict
 from netproxy.access.external.command import CommandChecker
 from netproxy.access.external.service import ServiceChecker
 from netproxy.access.login import Credentials
-from netproxy.errors import LoginUnavailable
+from netproxy.errors import DialError, LoginUnavailable, Reason
+from netproxy.interfaces.addresses import Address
 from tests.support.doubles import Lines
 
+
+class Found:
+    """A Resolver whose answers are fixed: a host itself, or an error."""
+
+    def __init__(self, reason: Reason | None = None) -> None:
+        self._reason = reason
+
+    def resolve(self, target: Address, client: str = "", seconds: float = 0.0) -> list[Address]:
+        if self._reason is not None:
+            raise DialError(self._reason, target.host)
+        return [target]
+
+    def known(self, target: Address) -> None:
+        """Know nothing without a lookup."""
+
+
+RESOLVER = Found()
 CREDENTIALS = Credentials("alice", b"open sesame", "192.0.2.1", "main")
 PATIENCE = 60.0
 
@@ -282,7 +300,7 @@ def service() -> Iterator[Service]:
 def test_service_gets_the_credentials_in_a_field_and_the_facts_in_the_query(
     service: Service,
 ) -> None:
-    assert ask(ServiceChecker(service.url)) == Verdict(True)
+    assert ask(ServiceChecker(service.url, RESOLVER)) == Verdict(True)
     path, authorization = service.requests[0]
     assert path == "/check?client=192.0.2.1&user=alice&listener=main"
     assert base64.b64decode(authorization.removeprefix("Basic ")) == b"alice:open sesame"
@@ -293,7 +311,7 @@ def test_service_gets_the_credentials_in_a_field_and_the_facts_in_the_query(
 )
 def test_status_of_the_service_decides(service: Service, status: int, verdict: Verdict) -> None:
     service.status = status
-    assert ask(ServiceChecker(service.url)) == verdict
+    assert ask(ServiceChecker(service.url, RESOLVER)) == verdict
 
 
 @pytest.mark.parametrize("status", [302, 404, 407, 500, 503])
@@ -301,18 +319,18 @@ def test_every_other_status_is_a_failure(service: Service, status: int) -> None:
     service.status = status
     service.fields = {"Location": service.url}
     with pytest.raises(LoginUnavailable, match=f"answers with status {status}"):
-        ask(ServiceChecker(service.url))
+        ask(ServiceChecker(service.url, RESOLVER))
     assert len(service.requests) == 1
 
 
 def test_body_of_the_service_counts_if_it_is_json(service: Service) -> None:
     service.body = b'{"upstream": "a"} '
-    assert ask(ServiceChecker(service.url)) == Verdict(True)
+    assert ask(ServiceChecker(service.url, RESOLVER)) == Verdict(True)
     service.fields = {"Content-Type": "application/json; charset=utf-8"}
-    assert ask(ServiceChecker(service.url)) == Verdict(True, '{"upstream": "a"}')
+    assert ask(ServiceChecker(service.url, RESOLVER)) == Verdict(True, '{"upstream": "a"}')
     service.body = b"x" * 8193
     with pytest.raises(LoginUnavailable, match="sends more than 8192 bytes"):
-        ask(ServiceChecker(service.url))
+        ask(ServiceChecker(service.url, RESOLVER))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +353,7 @@ def test_service_that_breaks_the_protocol_is_a_failure(answer: bytes, why: str) 
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(LoginUnavailable, match=why):
-            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}"))
+            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}", RESOLVER))
         thread.join()
 
 
@@ -355,7 +373,7 @@ def test_service_that_drips_is_given_up_at_the_deadline() -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(LoginUnavailable, match="has not answered in time"):
-            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}"), 0.2)
+            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}", RESOLVER), 0.2)
         done.set()
         thread.join()
 
@@ -364,41 +382,43 @@ def test_service_that_is_not_there_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(LoginUnavailable, match=f"127.0.0.1:{port}: Connection refused"):
-        ask(ServiceChecker(f"http://127.0.0.1:{port}/check"))
+        ask(ServiceChecker(f"http://127.0.0.1:{port}/check", RESOLVER))
 
 
 def test_addresses_of_the_service_share_the_time_of_the_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, tried, closed = [100.0], [], []
+    now, tried = [100.0], []
 
-    class Silent:
-        """A socket whose peer does not answer."""
+    class Three(Found):
+        """A Resolver that takes a second, and finds three addresses."""
 
-        def __init__(self, *_: int) -> None:
-            self.seconds = 0.0
+        def resolve(self, target: Address, client: str = "", seconds: float = 0.0) -> list[Address]:
+            assert (target, seconds) == (Address("auth.example", 80), 4.0)
+            now[0] += 1.0
+            return [target._replace(host=f"192.0.2.{number}") for number in (1, 2, 3)]
 
-        def settimeout(self, seconds: float) -> None:
-            self.seconds = seconds
+    def connect(address: Address, seconds: float) -> None:
+        tried.append((address, seconds))
+        now[0] += seconds
+        raise TimeoutError
 
-        def connect(self, address: tuple[str, int]) -> None:
-            tried.append((address[0], self.seconds))
-            now[0] += self.seconds
-            raise TimeoutError
-
-        def close(self) -> None:
-            closed.append(self)
-
-    hosts = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 443)) for host in hosts]
-    fake = types.SimpleNamespace(
-        socket=Silent, SOCK_STREAM=socket.SOCK_STREAM, getaddrinfo=lambda *_, **__: found
-    )
+    fake = types.SimpleNamespace(create_connection=connect)
     monkeypatch.setattr(service_module, "socket", fake)
     monkeypatch.setattr(service_module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    with pytest.raises(LoginUnavailable, match="auth.example has not answered in time"):
-        ServiceChecker("http://auth.example/").check(CREDENTIALS, 103.0)
-    assert tried == [(host, 1.0) for host in hosts] and len(closed) == 3
+    with pytest.raises(LoginUnavailable, match="Auth.example has not answered in time"):
+        ServiceChecker("http://Auth.example/", Three()).check(CREDENTIALS, 104.0)
+    assert tried == [(Address(f"192.0.2.{number}", 80), 1.0) for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "reason, why",
+    [(Reason.NAME, "auth.example: name not resolved"), (Reason.TIMEOUT, "auth.example: timed out")],
+)
+def test_service_whose_name_is_not_found_is_a_failure(reason: Reason, why: str) -> None:
+    with pytest.raises(LoginUnavailable) as caught:
+        ask(ServiceChecker("http://auth.example/", Found(reason)))
+    assert why in str(caught.value)
 
 
 def test_address_of_the_service_may_have_every_form() -> None:
@@ -408,6 +428,6 @@ def test_address_of_the_service_may_have_every_form() -> None:
         ("http://127.0.0.1/", ("127.0.0.1", 80, "/")),
         ("https://auth.example/a/b", ("auth.example", 443, "/a/b")),
     ):
-        checker = ServiceChecker(url)
+        checker = ServiceChecker(url, RESOLVER)
         assert (checker._host, checker._port, checker._path) == expected
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL

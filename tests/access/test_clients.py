@@ -57,7 +57,7 @@ def test_denied_networks_alone_leave_all_others_in() -> None:
 
 
 def test_admission_tells_which_key_has_decided() -> None:
-    door = Admission(ALLOWED, 1, 1)
+    door = Admission(ALLOWED, 2, 1)
     assert [door.enter(host) for host in ("192.168.1.66", "192.0.2.1", "192.168.1.5")] == [
         "client not allowed",
         "client not allowed",
@@ -67,6 +67,10 @@ def test_admission_tells_which_key_has_decided() -> None:
     assert door.decided_by("client not allowed", "192.0.2.1") == "clients"
     assert door.enter("192.168.1.5") == "client limit"
     assert door.decided_by("client limit", "192.168.1.5") == "limits.connections_per_client"
+    # As on loopback: there is no limit of clients, and so the other one has decided.
+    door = door.with_limits(ALLOWED, 1, 1)
+    assert door.enter("192.168.1.5") == "connection limit"
+    assert door.decided_by("connection limit", "192.168.1.5") == "limits.connections"
 
 
 def test_permission_refuses_by_the_key_that_decides() -> None:

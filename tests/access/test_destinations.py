@@ -9,14 +9,14 @@ from netproxy.access.destinations import (
     RANGES,
     DestinationPolicy,
     Destinations,
-    OwnSockets,
     embedded_ipv4,
     parse_networks,
 )
 from netproxy.access.factory import make_policies
+from netproxy.access.own_sockets import OwnSockets
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.flows import TUNNEL_DIRECT, Flow
 from netproxy.interfaces.routing import RouteSelectors
 from tests.support.relays import configuration
 from tests.support.routing import LocalAddresses
@@ -198,7 +198,8 @@ class TestPolicies:
     def test_clients_of_other_machines_do_not_reach_this_machine(self) -> None:
         """Hazard 73.  Private networks are not denied by default."""
         policies = self.policies(self.LISTENERS)
-        assert {name for name, policy in policies.items() if policy.deny} == {"lan", "all"}
+        guarded = {name for name, policy in policies.items() if policy.deny}
+        assert guarded == {"lan", "all", TUNNEL_DIRECT}
         assert policies["lan"].deny == parse_networks(DEFAULT_DENY)
         assert not any(
             policies["lan"].permits(host)
@@ -447,3 +448,24 @@ class TestOwnSockets:
         own = self.own("tcp 127.0.0.1 1080")
         own.set([])
         assert not own.holds("tcp", Address("127.0.0.1", 1080))
+
+
+@pytest.mark.parametrize("listener", ["main", ""])
+def test_fake_addresses_are_never_dialled(listener: str) -> None:
+    """Hazard 160.  A name server may say that a name has one."""
+    guard = Destinations(OwnSockets(LocalAddresses()))
+    guard.configure({"main": DestinationPolicy()}, parse_networks(["198.18.0.0/15", "fc00:1::/64"]))
+    flow = FLOW._replace(listener=listener)
+    real = Address("203.0.113.9", 80)
+    fakes = [
+        Address(host, 80)
+        for host in ("198.18.0.1", "198.19.255.255", "fc00:1::9", "64:ff9b::c612:5")
+    ]
+    assert guard.permitted(flow, [*fakes, real]) == (real,)
+    for fake in fakes:
+        with pytest.raises(DialError) as refusal:
+            guard.permitted(flow, [fake])
+        assert (refusal.value.reason, refusal.value.decided) == (
+            Reason.LOOP,
+            "dns.fake 198.18.0.0/15",
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import time
 import types
@@ -11,8 +13,9 @@ import pytest
 
 from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.external import answers as answers_module
-from netproxy.access.external.answers import Answers, LoginKey
-from netproxy.access.external.checks import TOO_MANY, Outcome, Verdict
+from netproxy.access.external.answers import Answer, Answers, LoginKey
+from netproxy.access.checks.queue import TOO_MANY, Outcome
+from netproxy.access.external.checker import Verdict
 from netproxy.access.external.logins import CheckTimes, ExternalDependencies, ExternalLogins
 from netproxy.access.external.upstreams import GrantedUpstreams
 from netproxy.access.login import Credentials, Login, LoginCalls
@@ -25,15 +28,16 @@ from netproxy.daemon.plan import make_fallbacks
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Events
-from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.net.stream import Stream
 from tests.config.reading import read
 from tests.support.accounts import standing
 from tests.support.doubles import Counts
+from tests.support.logins import Recorder, Running, Tasks
 
 CLIENT = Address("192.0.2.1", 4000)
+KEY = b"k" * 32
 
 
 class Checker:
@@ -54,20 +58,6 @@ class Checker:
         self.asked.append("stop")
 
 
-class Tasks:
-    """A FairSubmit that keeps tasks until they are run."""
-
-    def __init__(self) -> None:
-        self.waiting: list[ClientTask] = []
-
-    def __call__(self, task: ClientTask, /) -> None:
-        self.waiting.append(task)
-
-    def run(self) -> None:
-        while self.waiting:
-            self.waiting.pop(0).run()
-
-
 class Grants:
     """A Granted that keeps what it is told."""
 
@@ -85,7 +75,7 @@ class Check:
         self.checker, self.tasks, self.grants = Checker(), Tasks(), Grants()
         parser = AnswerReader(["office"])
         grants = self.grants
-        dependencies = ExternalDependencies(source, self.checker, parser, self.tasks, grants)
+        dependencies = ExternalDependencies(source, self.checker, parser, self.tasks, grants, KEY)
         self.logins = ExternalLogins(dependencies, CheckTimes(60.0, 60.0, 60.0), previous)
         self.penalties: list[LoginPenalised] = []
         """Raised in turn when a check begins."""
@@ -102,7 +92,7 @@ class Check:
         """Return the running login.  `where` is a host and a listener."""
         host, _, listener = where.partition(" ")
         credentials = Credentials(user, password, host, listener)
-        calls = LoginCalls(self.begin, self.absent.append)
+        calls = LoginCalls(self.begin, self.absent.append, lambda: None)
         return Running(self.logins.authenticate(credentials, stream, calls))
 
     def ask(self, user: str, stream: Stream, password: bytes = b"x") -> bool:
@@ -110,29 +100,6 @@ class Check:
         running = self.login(user, password, stream)
         self.tasks.run()
         return running.go_on() is not None
-
-
-class Running:
-    """A login that is under way."""
-
-    def __init__(self, steps: Any) -> None:
-        self.steps, self.ended, self.result = steps, False, None
-        self.need: Any = None
-        self.send(None)
-
-    def send(self, value: Any) -> None:
-        try:
-            self.need = self.steps.send(value)
-        except StopIteration as stop:
-            self.ended, self.result = True, stop.value
-
-    def go_on(self) -> Any:
-        """Resume after an event; return the result."""
-        if not self.ended:
-            assert isinstance(self.need, Events)
-            self.send({1: 1})
-        assert self.ended
-        return self.result
 
 
 @pytest.fixture
@@ -155,7 +122,7 @@ def key(answers: Answers, user: str, password: bytes, where: str = "192.0.2.1 ma
 
 
 def test_answers_are_remembered_until_their_time() -> None:
-    answers = Answers()
+    answers = Answers(KEY, "a")
     right, wrong = key(answers, "alice", b"x"), key(answers, "alice", b"y")
     answers.allow(right, "office", 10.0)
     answers.refuse(wrong, 10.0)
@@ -164,11 +131,11 @@ def test_answers_are_remembered_until_their_time() -> None:
     assert answers.is_valid("alice", right.stamp) and not answers.is_valid("alice", wrong.stamp)
     assert (answers.upstream("alice"), answers.upstream("bob")) == ("office", "")
     assert answers.stamp("a", b"bc") != answers.stamp("ab", b"c") != right.stamp
-    assert Answers().stamp("alice", b"x") != right.stamp
+    assert Answers(bytes(32), "a").stamp("alice", b"x") != right.stamp
 
 
 def test_refusal_withdraws_that_login_and_no_other_one() -> None:
-    answers = Answers()
+    answers = Answers(KEY, "a")
     phone, desk = key(answers, "alice", b"phone"), key(answers, "alice", b"desk")
     answers.allow(phone, "", 10.0)
     answers.allow(desk, "office", 10.0)
@@ -179,9 +146,52 @@ def test_refusal_withdraws_that_login_and_no_other_one() -> None:
     assert answers.upstream("alice") == ""
 
 
+def test_answer_of_another_worker_counts_as_its_own() -> None:
+    here, there = Answers(KEY, "a"), Answers(KEY, "a")
+    right, wrong = key(here, "alice", b"x"), key(here, "alice", b"y")
+    for answer in (Answer(right, True, 10.0, "office"), Answer(wrong, False, 10.0)):
+        sent = json.dumps(here.fields(answer))
+        assert there.learn(json.loads(sent)) == "alice"
+    assert (there.find(right, 9.0), there.find(wrong, 9.0)) == (True, False)
+    assert there.upstream("alice") == "office" and there.is_valid("alice", right.stamp)
+    there.learn(here.fields(Answer(right, False, 10.0)))
+    assert there.find(right, 9.0) is False and not there.is_valid("alice", right.stamp)
+
+
+def test_answer_to_another_question_is_ignored() -> None:
+    """Of a worker that has not the same program or service: before or after a reload."""
+    here = Answers(KEY, "a")
+    for there in (Answers(KEY, "b"), Answers(bytes(32), "a")):
+        assert not there.learn(here.fields(Answer(key(here, "alice", b"x"), True, 10.0)))
+        assert not len(there)
+
+
+@pytest.mark.parametrize(
+    "change", [{"answer": None}, {"answer": ["alice", "no hex", "", True, 1.0]}]
+)
+def test_malformed_answer_of_another_worker_is_not_remembered(change: dict[str, object]) -> None:
+    answers = Answers(KEY, "a")
+    fields = {**answers.fields(Answer(key(answers, "alice", b"x"), True, 10.0)), **change}
+    with contextlib.suppress(ValueError):
+        assert not answers.learn(fields)
+    assert not len(answers)
+
+
+def test_other_workers_are_told_of_each_answer(stream: Stream) -> None:
+    check, told = Check(), []
+    check.checker.verdicts["alice"] = Verdict(True, '{"upstream": "office"}')
+    check.logins.answers.announce = told.append
+    assert check.ask("alice", stream) and not check.ask("bob", stream)
+    check.checker.verdicts["carol"] = LoginUnavailable("no answer")
+    with pytest.raises(LoginUnavailable):
+        check.ask("carol", stream)
+    seen = [(answer.key.user, answer.is_right, answer.upstream) for answer in told]
+    assert seen == [("alice", True, "office"), ("bob", False, "")]
+
+
 @pytest.mark.parametrize("elsewhere", ["192.0.2.1 guests", "192.0.2.2 main"])
 def test_answer_counts_for_its_host_and_listener_alone(elsewhere: str) -> None:
-    answers = Answers()
+    answers = Answers(KEY, "a")
     here, there = key(answers, "alice", b"x"), key(answers, "alice", b"x", elsewhere)
     assert here.stamp == there.stamp
     answers.allow(here, "office", 10.0)
@@ -192,7 +202,7 @@ def test_answer_counts_for_its_host_and_listener_alone(elsewhere: str) -> None:
 
 
 def test_latest_positive_answer_decides_which_refusal_withdraws_a_grant() -> None:
-    answers = Answers()
+    answers = Answers(KEY, "a")
     here, there = key(answers, "alice", b"x"), key(answers, "alice", b"x", "192.0.2.2 main")
     answers.allow(here, "", 10.0)
     answers.allow(there, "", 10.0)
@@ -209,7 +219,7 @@ def test_memory_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers_module, "USERS_LIMIT", 3)
     monkeypatch.setattr(answers_module, "FRESH_LIMIT", 4)
     monkeypatch.setattr(answers_module, "REFUSED_LIMIT", 2)
-    answers = Answers()
+    answers = Answers(KEY, "a")
     for number in range(20):
         answers.allow(key(answers, f"user{number}", b"x"), "", 10.0)
         answers.refuse(key(answers, f"guess{number}", b"x"), 10.0)
@@ -456,22 +466,6 @@ def test_limits_of_an_answer_are_handed_over(stream: Stream) -> None:
 
 
 # -- the login of a listener
-
-
-class Recorder:
-    """A LoginObserver that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, ...]] = []
-
-    def refused(self, client: str, user: str) -> None:
-        self.told.append((client, user))
-
-    def unavailable(self, client: str, user: str, why: str) -> None:
-        self.told.append((client, user, why))
-
-    def penalised(self, client: str, user: str) -> None:
-        self.told.append((client, user, "penalty"))
 
 
 def test_unknown_users_are_asked_for_and_known_ones_are_not(stream: Stream) -> None:

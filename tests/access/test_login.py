@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import _hashlib
 import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -13,29 +11,14 @@ import pytest
 from netproxy.access import login as login_module
 from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.login import Login
-from netproxy.access.users import MEMORY_LIMIT, Users, hash_password
+from netproxy.access.users import Users, hash_password
 from netproxy.errors import LoginPenalised, LoginUnavailable
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking
 from netproxy.net.stream import Stream
+from tests.support.logins import Recorder
 
 CLIENT = Address("192.0.2.1", 4000)
-
-
-class Recorder:
-    """A LoginObserver that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, ...]] = []
-
-    def refused(self, client: str, user: str) -> None:
-        self.told.append((client, user))
-
-    def unavailable(self, client: str, user: str, why: str) -> None:
-        self.told.append((client, user, why))
-
-    def penalised(self, client: str, user: str) -> None:
-        self.told.append((client, user, "penalty"))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +60,9 @@ def test_login_without_memory_for_its_check_is_reported_and_not_decided(
     ]
 
 
-@pytest.mark.parametrize("password", ["secret", hash_password("secret", 1024)])
+@pytest.mark.parametrize(
+    "password", ["secret", hash_password("secret", 1024)], ids=["plain", "hashed"]
+)
 def test_login_during_a_penalty_is_refused_unchecked_unless_it_is_remembered(
     monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
@@ -87,7 +72,7 @@ def test_login_during_a_penalty_is_refused_unchecked_unless_it_is_remembered(
     login = Login(Users({"alice": password, "bob": password}), "required", recorder, back_off)
     assert login.check(b"alice", b"secret", CLIENT) == "alice"
     login.check_penalty(b"bob", b"secret", CLIENT)
-    now = time.monotonic()
+    now = 1000.0
     monkeypatch.setattr(login_module, "time", SimpleNamespace(monotonic=lambda: now))
     back_off.next_delay(CLIENT.host, now)
     monkeypatch.setattr(_hashlib, "scrypt", None)  # nothing may call it
@@ -101,25 +86,6 @@ def test_login_during_a_penalty_is_refused_unchecked_unless_it_is_remembered(
     login.check_penalty(b"bob", b"secret", Address("192.0.2.2", 1))
     told = [("192.0.2.1", name, "penalty") for name in ("bob", "alice", "nobody")]
     assert recorder.told == told
-
-
-def test_logins_that_wait_for_their_check_are_refused_once_a_penalty_has_begun(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Hazard 110: a burst of guesses costs the check of the first ones."""
-    recorder, back_off = Recorder(), BackOff(0.25)
-    back_off.rules = Penalty(2, 600.0, 600.0)
-    users = Users({"alice": hash_password("secret", 1024)})
-    login = Login(users, "required", recorder, back_off)
-    # The memory is given back before the pool waits for its threads.
-    with ThreadPoolExecutor(21) as pool, users._memory.of(MEMORY_LIMIT):
-        guesses = [pool.submit(login.check, b"alice", b"wrong", CLIENT) for _ in range(20)]
-        other = pool.submit(login.check, b"alice", b"secret", Address("192.0.2.2", 1))
-        for _ in range(2):
-            back_off.next_delay(CLIENT.host, time.monotonic())
-    assert [type(guess.exception()) for guess in guesses] == [LoginPenalised] * 20
-    assert other.result() == "alice"
-    assert recorder.told == [("192.0.2.1", "alice", "penalty")] * 20
 
 
 def test_remembered_login_needs_no_thread() -> None:

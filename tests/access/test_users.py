@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from netproxy.access import users as users_module
+from netproxy.access.factory import make_users
 from netproxy.access.users import Users, _parse, hash_password, parse_cost
+from netproxy.config.schema import Config
 from netproxy.errors import LoginUnavailable
 
 CHEAP = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$"
@@ -317,3 +319,35 @@ def test_reload_remembers_right_passwords_that_it_does_not_change() -> None:
     assert newer.recall("carol", b"wrong") is False
     assert newer.recall("bob", b"secret") is None
     assert newer.recall("dave", b"plain") is None
+
+
+def test_right_password_is_known_to_the_worker_that_is_told_of_it() -> None:
+    hashed = hash_password("secret", 1024)
+    here, there = Users({"alice": hashed, "bob": "plain"}), Users({"alice": hashed, "bob": "plain"})
+    there.take_over(here)  # the key of both is that of their parent
+    here.announce = there.learn
+    for user, password in (("alice", b"secret"), ("bob", b"plain")):
+        assert there.recall(user, password) is None
+        assert here.check(user.encode(), password) == user
+        assert there.recall(user, password) is True
+        assert there.recall(user, b"wrong") is False
+
+
+def test_password_of_an_earlier_configuration_is_not_learned() -> None:
+    """A worker may not have put a reload into force yet that changes the password."""
+    before = Users({"alice": hash_password("old", 1024)})
+    after = Users({"alice": hash_password("new", 1024)})
+    after.take_over(before)
+    before.announce = after.learn
+    assert before.check(b"alice", b"old") == "alice"
+    assert not after.recall("alice", b"old")
+    assert after.check(b"alice", b"old") is None
+    assert after.check(b"alice", b"new") == "alice"
+
+
+def test_configuration_without_users_knows_nobody() -> None:
+    users = make_users(Config(()), Users({"alice": "secret"}))
+    users.learn("alice", b"key", b"")
+    assert not users.are_hashed and users.announce is None
+    assert users.stamp("alice") is None and users.recall("alice", b"secret") is None
+    assert users.check(b"alice", b"secret") is None

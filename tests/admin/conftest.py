@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy import cli
-from netproxy.admin.control_socket import ask
+from netproxy.admin.control.ask import ask
 from netproxy.interfaces.addresses import Address
 from tests.support.sockets import server
 

@@ -8,9 +8,10 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.admin.account_rows import user_rows
 from netproxy.admin.accounts import as_client, parse_limits
-from netproxy.admin.control_socket import CommandError
+from netproxy.admin.control.client import CommandError
+from netproxy.admin.stats.account_rows import subject_uses, user_rows
+from netproxy.access.accounts.subject import USER
 from netproxy.ctl import account_commands
 from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
@@ -178,7 +179,7 @@ class TestStatusPage:
         daemon.reload(text + more)
         with Tunnel(daemon.port, echo, BOB) as tunnel:
             tunnel.check()
-            rows = user_rows(daemon.daemon, 10)
+            rows = user_rows(daemon.daemon, subject_uses(daemon.daemon, USER), 10)
         assert len(rows) == 10 and rows[0]["name"] == "bob"
 
 
@@ -328,8 +329,8 @@ class TestBan:
             (["carol"], 1, "unknown user 'carol': the configuration has no such user"),
             (["alice", "for", "ever"], 1, "for: 'ever' is not a duration (expected 500ms, "),
             (["alice", "for", "0"], 1, "for: must be longer than 0 s"),
-            (["alice", "1h"], 64, "ban: expected USER or ADDRESS, and perhaps: for DURATION"),
-            (["--for", "1h"], 64, "ban: expected USER or ADDRESS"),
+            (["alice", "1h"], 64, "ban: write USER or ADDRESS, and if it is to end, for DURATION"),
+            (["--for", "1h"], 64, "ban: write USER or ADDRESS"),
         ],
     )
     def test_mistake_is_one_line_and_bans_nobody(

@@ -16,19 +16,29 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.admin import commands
-from netproxy.admin.commands import FlowFilter
-from netproxy.admin.control_socket import CommandError, NotRunning, ask
+from netproxy.admin.flow_filter import FlowFilter
+from netproxy.admin.control.ask import NotRunning, ask
+from netproxy.admin.control.client import CommandError
 from netproxy.admin.servers import Admin
-from netproxy.admin.stats import Stats
+from netproxy.admin.stats.stats import Stats
 from netproxy.errors import ListenError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
 from tests.daemon.test_daemon import Tunnel
 from tests.support.handlers import RecordingLog
 from tests.support.relays import Running, UdpClient, UdpPort, running
-from tests.support.sockets import SECONDS, listen, read_exactly, read_to_end, server, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    Task,
+    listen,
+    read_exactly,
+    read_to_end,
+    server,
+    wait_until,
+)
 
 pytest.importorskip("yaml")
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef"
 
 
@@ -89,6 +99,8 @@ class TestConnections:
                 "client": "",
                 "user": "alice",
                 "target": str(echo),
+                "name": "",
+                "route": "",
                 "upstream": "direct",
                 "age": 0,
                 "idle": 0,
@@ -201,6 +213,8 @@ class TestStatus:
                 "address": f"127.0.0.1:{daemon.port}",
                 "live": 1,
                 "accepted": 1,
+                "announced": [],
+                "mappings": [],
             }
         ]
         assert ["connections", "accepted", 1] in status["counters"]
@@ -218,9 +232,9 @@ class TestStatus:
 
 def test_start_counts_as_the_first_reload() -> None:
     """However late somebody first asks for statistics."""
-    daemon: Any = None
+    none: Any = None
     log: Any = RecordingLog()
-    stats = Stats(daemon, log, time.monotonic() - 3600)
+    stats = Stats(none, none, log, time.monotonic() - 3600, none)
     assert stats.reloaded.at == pytest.approx(time.time() - 3600, abs=SECONDS)
 
 
@@ -229,6 +243,146 @@ def test_ids_that_are_no_numbers_are_refused() -> None:
     for ids in (5, ["all"], "all", {"1": 2}):
         with pytest.raises(CommandError, match="ids: not a list of numbers"):
             FlowFilter({"command": "kill", "ids": ids})
+
+
+MISTAKES = [
+    ({"usr": "alice"}, r"unknown filter 'usr' \(did you mean 'user'\?\)"),
+    ({"port": "80"}, r"unknown filter 'port' \(known: ids, user, client"),
+    ({"user": 5}, "user: not a text, or empty"),
+    ({"user": ""}, "user: not a text, or empty"),
+    ({"client": "alice"}, "client: 'alice' is not an address"),
+    ({"target": "a.example:443"}, "target: 'a.example:443' has a port: write the host alone"),
+    ({"user": "alise"}, r"there is no user 'alise' \(did you mean 'alice'\?\)"),
+    ({"listener": "mian"}, r"there is no listener 'mian' \(did you mean 'main'\?\)"),
+    ({"upstream": "far"}, r"there is no upstream 'far' \(known: gone, direct, block, auto\)"),
+]
+
+
+@pytest.mark.parametrize("command", ["connections", "sessions", "flows", "kill"])
+@pytest.mark.parametrize(("filters", "why"), MISTAKES)
+def test_filter_that_is_a_mistake_is_refused(
+    daemon: Running, tell: Callable[..., Any], command: str, filters: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(CommandError, match=why):
+        tell(command, ids=[1], **filters)
+
+
+def test_filters_read_addresses_in_any_spelling(
+    daemon: Running, tell: Callable[..., Any], echo: Address
+) -> None:
+    with Tunnel(daemon.port, echo):
+        for filters in ({"client": "::ffff:127.0.0.1"}, {"target": "::ffff:127.0.0.1"}):
+            assert len(tell("connections", **filters)) == 1
+    assert tell("connections", client="fe80::1%eth0", listener="tunnel-agent") == []
+
+
+OUTLANDISH = [10**40, -(10**40), 1e300, True, [10**40], {"a": {"b": []}}, "\0", None]
+KEYS_OF_REQUESTS = (
+    *("ids", "user", "client", "listener", "upstream", "target", "flow", "about", "level"),
+    *("via", "servers", "settings", "reset", "name", "for", "clear", "udp"),
+)
+
+
+@pytest.mark.parametrize("value", OUTLANDISH, ids=str)
+def test_outlandish_values_are_answered_or_refused(
+    daemon: Running, tell: Callable[..., Any], value: object
+) -> None:
+    """JSON has numbers of any length, and a client may write any value behind any key."""
+    commands = ("status", "connections", "kill", "explain", "why", "test", "nat", "verdicts")
+    for command in (*commands, "log", "limit", "ban", "unban", "traffic", "users", "clients"):
+        try:
+            tell(command, **dict.fromkeys(KEYS_OF_REQUESTS, value))
+        except CommandError as error:
+            assert "internal error" not in str(error), command
+    assert not daemon.log.faults
+
+
+def test_number_or_nesting_that_json_cannot_hold_is_no_request(
+    daemon: Running, tmp_path: Path
+) -> None:
+    for line in (b"9" * 5000, b"[" * 50_000, b'{"command": "log", "level": ' + b"[" * 9000):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(str(tmp_path / "control"))
+            client.sendall(line + b"\n")
+            assert b'"error": "unknown command' in client.recv(4096)
+
+
+@pytest.mark.parametrize("answer", [b"5", b"[" * 50_000, b"9" * 5000, b"{}", b'{"result": ['])
+def test_answer_of_another_program_is_told(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(answer + b"\n")
+
+        task = Task(serve)
+        with pytest.raises(NotRunning, match="no answer|is no netproxyd"):
+            ask(str(tmp_path / "other"), "status")
+        task.result()
+
+
+def request(port: int, line: bytes) -> tuple[str, str]:
+    """Send an HTTP request; return the field Netproxy-Id of the answer, and its text."""
+    with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
+        client.sendall(line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, text = read_to_end(client).decode().partition("\r\n\r\n")
+    found = re.search(r"^Netproxy-Id: (\S+)$", head.replace("\r", ""), re.M)
+    return found[1] if found else "", text
+
+
+class TestWhy:
+    def test_failed_dial_is_found_by_the_id_that_the_client_was_told(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        with listen() as sock:
+            target = f"127.0.0.1:{sock.getsockname()[1]}"
+        name, text = request(daemon.port, f"GET http://{target}/".encode())
+        assert name and text == f"connection refused (id {name})\n"
+        (row,) = tell("why", about=name)["incidents"]
+        assert (row["kind"], row["asked"], row["reason"]) == ("failed", target, text[:18])
+        assert (row["rule"], row["upstream"]) == ("default", "direct")
+        assert row["tried"] == [[target, "connection refused"]] and row["advice"]
+        assert tell("why", about=target)["incidents"] == [row]
+        assert tell("why", about="10.0.0.1")["incidents"] == []
+
+    @pytest.mark.parametrize(
+        "line, kind, said",
+        [
+            (b"CONNECT 127.0.0.1:25", "refused", "CONNECT to port 25 is not allowed"),
+            (b"GET http://%s/", "failed", "the connection would loop back to this proxy"),
+        ],
+    )
+    def test_refused_request_has_one_record_one_id_and_one_incident(
+        self, daemon: Running, tell: Callable[..., Any], line: bytes, kind: str, said: str
+    ) -> None:
+        if b"%s" in line:
+            line %= str(metrics_address(daemon)).encode()
+        name, text = request(daemon.port, line)
+        assert text == f"{said} (id {name})\n"
+        (row,) = tell("why")["incidents"]
+        assert (row["id"], row["kind"], row["listener"]) == (name, kind, "main")
+
+    def test_client_with_a_wrong_login_is_told_no_id(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        line = b"GET http://x/ HTTP/1.1\r\nProxy-Authorization: Basic ZXZlOnNlY3JldA=="
+        name, text = request(daemon.port, line)
+        assert (name, "id " in text) == ("", False)
+        assert tell("why")["incidents"] == []
+
+    def test_answer_is_printed_as_text_and_as_json(
+        self, daemon: Running, ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        name, _ = request(daemon.port, b"CONNECT 127.0.0.1:25")
+        status, out, err = ctl("why", "127.0.0.1")
+        assert (status, err) == (0, "") and out.startswith(f"{name}  refused, ")
+        assert json.loads(ctl("why", name, "--json")[1])["incidents"][0]["id"] == name
+        assert ctl("why", "10.9.9.9")[1].startswith("nothing of '10.9.9.9' is among the last 1 ")
 
 
 class TestCommandLine:
@@ -322,6 +476,64 @@ class TestSignals:
         assert ctl("reload") == (1, "", "netproxyctl: the daemon is draining\n")
         assert not signals
         assert get(daemon, "/readyz", "") == (503, "draining\n")
+
+
+class TestFigures:
+    def test_upstream_that_was_never_used_is_neither_up_nor_down(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        rows = {row["name"]: row for row in tell("upstreams")}
+        assert (rows["gone"]["state"], rows["gone"]["latency"]) == ("unused", None)
+        text = get(daemon, "/metrics")[1]
+        assert 'netproxy_upstream_unused{upstream="gone"} 1\n' in text
+        assert 'netproxy_upstream_dials_total{upstream="gone"} 0\n' in text
+        assert "netproxy_upstream_up{" not in text and "netproxy_upstream_latency" not in text
+        tell("test", target="127.0.0.1:9", via="gone")
+        text = get(daemon, "/metrics")[1]
+        assert 'netproxy_upstream_up{upstream="gone"} 0\n' in text
+        assert 'netproxy_upstream_unused{upstream="gone"} 0\n' in text
+
+    def test_counters_of_ordinary_reasons_exist_from_the_start(self, daemon: Running) -> None:
+        text = get(daemon, "/metrics")[1]
+        for series in (
+            'dial_failures_total{reason="timed out"}',
+            'datagrams_dropped_total{reason="unknown sender"}',
+            'authentication_failures_total{reason="refused"}',
+            'tcp_bytes_total{listener="main",upstream="direct",direction="up"}',
+            'udp_datagrams_total{listener="main",upstream="direct",direction="down"}',
+            'dial_seconds_count{upstream="direct"}',
+        ):
+            assert f"netproxy_{series} 0\n" in text
+
+    def test_every_panel_of_the_dashboard_has_data_from_the_first_scrape(
+        self, daemon: Running
+    ) -> None:
+        found = set(re.findall(r"^(\w+)", get(daemon, "/metrics")[1], re.M))
+        dashboard = json.loads((ROOT / "conf/grafana/netproxy.json").read_text())
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                names = set(re.findall(r"\b(?:netproxy|process)_[a-z_]+\b", target["expr"]))
+                # Of an upstream, one of both is there.
+                if "netproxy_upstream_unused" in names:
+                    names -= {"netproxy_upstream_up"}
+                assert names <= found, panel["title"]
+
+    def test_status_tells_in_words_what_has_happened(
+        self,
+        daemon: Running,
+        tell: Callable[..., Any],
+        ctl: Callable[..., tuple[int, str, str]],
+        echo: Address,
+    ) -> None:
+        request(daemon.port, b"CONNECT 127.0.0.1:25")
+        with Tunnel(daemon.port, echo) as tunnel:
+            tunnel.check(b"12345678")
+            # Of a flow that is running.
+            wait_until(lambda: tell("status")["bytes"] == {"up": 8, "down": 8})
+            out = ctl("status")[1]
+        assert "\n8 B to targets, 8 B to clients\n" in out
+        assert re.search(r"^requests refused +forbidden +1$", out, re.M)
+        assert "{" not in out
 
 
 class TestMetrics:

@@ -20,7 +20,9 @@ from rig import Endpoint
 from world import STACK
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import capsule, connect_udp, tunnel, uot
+from netproxy.protocol import tunnel, uot
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from tests.e2e.peers import encode
 
 # Slow clients at the same time, and those that do not read what they asked for.

@@ -24,7 +24,9 @@ from rig import Endpoint
 from world import NOISE, STACK
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import capsule, connect_udp, uot
+from netproxy.protocol import uot
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from tests.e2e.peers import ASSOCIATE, BIND, CONNECT, encode, exactly
 
 BULK = 1 << 20

@@ -15,6 +15,7 @@ import time
 from typing import Any, Callable, NamedTuple, Sequence
 
 from rig import (
+    LOOPBACK,
     SOL_UDP,
     UDP_GRO,
     Endpoint,
@@ -94,11 +95,18 @@ class Process:
 class Sink(Process):
     """A process with UDP targets. `targets` are their addresses."""
 
-    def __init__(self, count: int, echo: bool = False) -> None:
-        self._sockets = [udp_socket(gro=True) for _ in range(count)]
+    def __init__(
+        self,
+        count: int,
+        echo: bool = False,
+        host: str = LOOPBACK,
+        make: Callable[..., socket.socket] = socket.socket,
+    ) -> None:
+        """Bind the targets to `host`. `make` creates sockets, perhaps in another namespace."""
+        self._sockets = [udp_socket(True, host, make) for _ in range(count)]
         self.targets: list[Endpoint] = [sock.getsockname() for sock in self._sockets]
         self._echo = echo
-        self._count = 0
+        self._count = self._receives = 0
         super().__init__()
         for sock in self._sockets:
             sock.close()
@@ -112,6 +120,11 @@ class Sink(Process):
     def take(self) -> int:
         """Return the number of datagrams since the last call."""
         count, self._count = self._count, 0
+        return count
+
+    def receives(self) -> int:
+        """Return the number of receives since the last call: a train is received at once."""
+        count, self._receives = self._receives, 0
         return count
 
     # -- in its process
@@ -140,6 +153,7 @@ class Sink(Process):
         for _ in range(64):
             length, control, _, peer = sock.recvmsg_into([buffer], 64, flag)
             stride = length
+            self._receives += 1
             for level, kind, data in control:
                 if (level, kind) == (SOL_UDP, UDP_GRO):
                     stride = struct.unpack_from("=i", data)[0]

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -48,10 +48,12 @@ class Netproxyd:
         upstream: str = "direct",
         config: str = "",
         root: Path = ROOT,
+        enter: Callable[[], None] | None = None,
     ) -> None:
         """`config` is a whole configuration file, which replaces the arguments before it.
 
-        `root` is the checkout whose netproxyd is started.
+        `root` is the checkout whose netproxyd is started.  `enter` moves its process to a network
+        namespace.
         """
         self._directory = tempfile.TemporaryDirectory(prefix="netproxy-bench-")
         path, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
@@ -75,6 +77,7 @@ log: {{access: false}}
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                preexec_fn=enter,
             )
         self.pid = self._process.pid
         deadline = time.monotonic() + SECONDS
@@ -84,6 +87,18 @@ log: {{access: false}}
                 raise SystemExit(f"netproxyd did not start:\n{log.read_text()}")
             time.sleep(0.01)
         self.address: Endpoint = LOOPBACK, int(match[1])
+
+    def said(self, text: str) -> None:
+        """Wait until the log has a text."""
+        deadline = time.monotonic() + SECONDS
+        while text not in (log := self._log.read_text()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"netproxyd did not say '{text}':\n{log}")
+            time.sleep(0.01)
+
+    def count_said(self, text: str) -> int:
+        """Return how often the log has a text."""
+        return self._log.read_text().count(text)
 
     def processor_seconds(self) -> float:
         """Return user and system time so far, in ticks of 10 ms on most machines."""
@@ -184,9 +199,14 @@ def open_clients(server: Endpoint, count: int) -> list[Client]:
     return clients
 
 
-def udp_socket(gro: bool = False) -> socket.socket:
-    """Return a bound UDP socket with large buffers, and with UDP_GRO if wanted and possible."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def udp_socket(
+    gro: bool = False, host: str = LOOPBACK, make: Callable[..., socket.socket] = socket.socket
+) -> socket.socket:
+    """Return a bound UDP socket with large buffers, and with UDP_GRO if wanted and possible.
+
+    `make` creates it, perhaps in another network namespace.
+    """
+    sock = make(socket.AF_INET, socket.SOCK_DGRAM)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
     if gro:
@@ -195,7 +215,7 @@ def udp_socket(gro: bool = False) -> socket.socket:
         except OSError:
             # An older kernel: datagrams arrive one by one.
             pass
-    sock.bind((LOOPBACK, 0))
+    sock.bind((host, 0))
     return sock
 
 

@@ -24,7 +24,8 @@ from rig import ROOT, SECONDS
 
 from conversation import LOGIN, Site
 
-from netproxy.admin.control_socket import CommandError, ask
+from netproxy.admin.control.ask import ask
+from netproxy.admin.control.client import CommandError
 from tests.e2e.namespaces import Namespace
 from tests.e2e.support import environment
 from tests.support.certificates import certificates

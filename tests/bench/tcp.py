@@ -16,9 +16,9 @@ import struct
 import time
 from contextlib import ExitStack
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Callable
 
-from rig import Netproxyd, Endpoint, raise_descriptor_limit
+from rig import LOOPBACK, Netproxyd, Endpoint, raise_descriptor_limit
 
 # Connections whose memory is measured.
 IDLE, BURST = 1000, 2000
@@ -28,12 +28,17 @@ PIECE = bytes(1 << 18)
 SECONDS = 10.0
 
 
-def target(ready: Any) -> None:
+def target(
+    ready: Any, host: str = LOOPBACK, make: Callable[..., socket.socket] = socket.socket
+) -> None:
     """Run the target: an echo server, unless a connection begins with "d" or "u".
 
-    After "d" (down) it sends zeros, after "u" (up) it discards what it receives.
+    After "d" (down) it sends zeros, after "u" (up) it discards what it receives.  `make` creates
+    its socket, perhaps in another network namespace.
     """
-    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listening = make(socket.AF_INET, socket.SOCK_STREAM)
+    listening.bind((host, 0))
+    listening.listen(1024)
     ready.send(listening.getsockname())
     poll = select.epoll()
     poll.register(listening, select.EPOLLIN)

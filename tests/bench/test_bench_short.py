@@ -6,17 +6,23 @@ do not check the figures.
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
+from netproxy.tunnel.path import sealing
 from tests.e2e.support import program
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -48,7 +54,7 @@ def rows(text: str, pattern: str) -> list[tuple[str, ...]]:
 
 
 def test_udp_benchmark_measures_every_level_and_load() -> None:
-    text = output("udp.py", "--quick")
+    text = output("udp.py", "--quick", "--rate", "10000")
     table = rows(
         text,
         r"(mmsg|trains|single) +([\d,]+) +(\d+) +(lone|burst|train|echo) +"
@@ -204,6 +210,46 @@ def test_tunnel_benchmark_measures_tunnels_and_ssh() -> None:
     assert [row[0] for row in table] == ["to the user", "to the service"]
 
 
+def test_tunnel_streams_benchmark_measures_bursts_and_bulk_of_both_builds() -> None:
+    if shutil.which("/usr/sbin/sshd") is None or shutil.which("openssl") is None:
+        pytest.skip("openssh-server or openssl is not installed")
+    size = ("--bursts", "3", "--at-once", "4", "--rounds", "1", "--mib", "4")
+    text = output("tunnel_streams.py", *size, "--before", str(ROOT))
+    figure = r" +([\d.]+)  \([\d.]+ to [\d.]+\) +[\d.]+ x$"
+    table = rows(text, rf"(tunnel, TLS|tunnel, plain|ssh -R)( before|){figure}")
+    names = ["tunnel, TLS before", "tunnel, TLS", "tunnel, plain before", "tunnel, plain", "ssh -R"]
+    assert [row[0] + row[1] for row in table] == 4 * names
+    assert all(float(row[2]) > 0 for row in table)
+
+
+def test_tunnel_path_benchmark_measures_all_ways() -> None:
+    if os.geteuid() or sealing.load_cipher() is None or not os.path.exists("/dev/net/tun"):
+        pytest.skip("needs root, the package cryptography and TUN devices")
+    for name in ("ip", "openssl"):
+        program(name)
+    text = output(
+        "tunnel_path.py", "--seconds", "1", "--flows", "2", "--load-seconds", "0.3", "--rate", "500"
+    )
+    ways = rows(
+        text, r"(direct|udp path|tls stream) +(\d+) +(\d+) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+$"
+    )
+    assert [row[0] for row in ways] == ["direct", "udp path", "tls stream"]
+    assert all(int(row[2]) for row in ways)
+    loads = rows(text, r"(udp path|tls stream|flooded) +1200 +([\d,]+) ")
+    assert [row[0] for row in loads] == ["udp path", "flooded", "tls stream", "flooded"]
+    assert all(row[1] != "0" for row in loads)
+
+
+def test_tunnel_troubles_benchmark_measures_what_a_flow_loses() -> None:
+    if os.geteuid() or sealing.load_cipher() is None:
+        pytest.skip("needs root and the package cryptography")
+    for name in ("ip", "nft", "ss", "openssl"):
+        program(name)
+    text = output("tunnel_troubles.py", "--rounds", "1", "--only", "reset", "--after", "4")
+    ((name, sent, _, ends),) = rows(text, r"(connections reset) +(\d+) +(\d+) +(\d+) +[\d.]+ .*$")
+    assert name and int(sent) > 0 and ends == "1"
+
+
 def test_dns_benchmark_gets_right_answers_of_both_servers() -> None:
     for name in ("unbound", "dnsmasq", "dnsperf"):
         program(name)
@@ -223,3 +269,43 @@ def test_dns_benchmark_gets_right_answers_of_both_servers() -> None:
 def test_usage_is_counted_although_the_daemon_is_killed() -> None:
     text = output("usage_kills.py", "--times", "1", "--longest", "2")
     assert rows(text, r"1 +[\d.]+ +[\d,]+ +[\d,]+ +-?[\d,]+ +-?[\d.]+") and "passed" in text
+
+
+def plots() -> ModuleType:
+    """Return the module plots.py."""
+    return importlib.import_module("tests.bench.plots")
+
+
+def test_programs_are_measured_side_by_side_and_plotted(tmp_path: Path) -> None:
+    path = tmp_path / "performance.json"
+    arguments = ("--rounds", "1", "--seconds", "0.2", "--only", "netproxyd,microsocks")
+    text = output("peers.py", *arguments, "--json", str(path))
+    figures = {row[0] for row in rows(text, r"netproxyd +(\w+) +[\d,.]+ +1\.00 .*$")}
+    assert figures == {panel.field for panel in plots().PANELS}
+    content = json.loads(path.read_text())
+    page = plots().page(content)
+    for name in content["medians"]:
+        assert f"| {name} | " in page
+    drawing = ElementTree.fromstring(plots().plot(content["medians"]))
+    assert len(drawing.findall("{*}rect")) == 1 + len(figures) * len(content["medians"])
+
+
+def test_transparent_proxy_is_checked_and_measured(tmp_path: Path) -> None:
+    """All that a client does works, and the datagrams of a train stay together."""
+    for name in ("ip", "nft", "setpriv"):
+        program(name)
+    path = tmp_path / "transparent.json"
+    size = ("--rounds", "1", "--seconds", "0.1", "--flows", "20")
+    only = ("--only", "netproxyd tproxy", "--upstreams", "direct")
+    text = output("transparent_peers.py", *size, *only, "--json", str(path))
+    if text.startswith("not possible here: "):
+        pytest.skip(text)
+    content = json.loads(path.read_text())
+    (checks,) = content["works"]["direct"].values()
+    # Never fragmented on the way to a target (hazard 45).
+    assert [name for name, passed in checks.items() if not passed] == ["datagram of 8,000 bytes"]
+    (figures,) = content["medians"]["direct"].values()
+    # The clock of processor time has ticks of 10 ms: so short a time may have none.
+    costs = {name for name in figures if name.endswith(("_us", "_per_gb"))}
+    assert all(figures[name] > 0 for name in figures.keys() - costs)
+    assert figures["datagrams_per_receive"] > 1

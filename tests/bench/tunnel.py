@@ -176,11 +176,13 @@ def open_streams(port: int, count: int, at_once: int) -> float:
 # -- the programs
 
 
-def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a program that ends with the stack."""
+def start(
+    stack: ExitStack, command: list[str], log: Path, root: Path = ROOT
+) -> subprocess.Popen[bytes]:
+    """Start a program that ends with the stack, in the folder `root`."""
     output = stack.enter_context(open(log, "wb"))
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output
     )
 
     def end() -> None:
@@ -207,12 +209,11 @@ def wait_for_port(port: int, log: Path) -> None:
     raise SystemExit(f"port {port} does not answer:\n{log.read_text()}")
 
 
-def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Route:
-    """Start a bridge and an agent, with or without TLS."""
+def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool, root: Path = ROOT) -> Route:
+    """Start a bridge and an agent of the checkout `root`, with or without TLS."""
     name = "tunnel, TLS" if tls else "tunnel, plain"
     port, bridge = free_port(), free_port()
-    files = directory / ("tls" if tls else "plain")
-    files.mkdir()
+    files = Path(tempfile.mkdtemp(dir=directory))
     listen, dial, trust = (f"tcp://{LOOPBACK}:{bridge}",) * 2 + ("",)
     security = ""
     if tls:
@@ -257,6 +258,7 @@ def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Route:
             stack,
             [sys.executable, "-m", "netproxy", "-c", str(files / side)],
             files / f"{side}.log",
+            root,
         )
         if side == "bridge":
             time.sleep(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamTlsConfig
+from netproxy.config.schema import DnsConfig, FakeConfig, NameServerConfig, UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
 from tests.config.reading import errors, read
@@ -401,3 +401,48 @@ class TestListeners:
             self.LISTENER % (listen, ", clients: 192.168.0.0/16")
             + f"dns: {{servers: ['{server}']}}"
         )
+
+
+class TestFakeAddresses:
+    @pytest.mark.parametrize(
+        "text, networks, domain, exceptions",
+        [
+            ("198.18.0.0/15", ["198.18.0.0/15"], (), ()),
+            ("[198.18.0.0/15, 'fc00:1815::/64']", ["198.18.0.0/15", "fc00:1815::/64"], (), ()),
+            (
+                "{networks: 10.9.0.0/24, domain: [.example], except: ['*.cdn.example', test]}",
+                ["10.9.0.0/24"],
+                (".example",),
+                ("*.cdn.example", "test"),
+            ),
+        ],
+    )
+    def test_networks_or_a_mapping_with_names(
+        self, text: str, networks: list[str], domain: tuple[str, ...], exceptions: tuple[str, ...]
+    ) -> None:
+        fake = dns(f"fake: {text}").fake
+        assert fake._replace(place="") == FakeConfig(
+            tuple(map(IpNetwork.parse, networks)), domain, exceptions
+        )
+        assert fake.place.startswith("c.yaml:1:")
+        assert dns("").fake == FakeConfig()
+
+    @pytest.mark.parametrize(
+        "text, place, message",
+        [
+            ("198.18.0.0/25", "1:13", "[0]: '198.18.0.0/25' has too few addresses: 256 are "),
+            ("198.18.0.1/15", "1:13", "[0]: '198.18.0.1/15' is not a valid network: bits "),
+            ("true", "1:13", "[0]: 'true' is not a valid network (expected an address or "),
+            ("[198.18.0.0/16, 198.19.0.0/16]", "1:13", ": has two networks of one family"),
+            ("{domain: a.example}", "1:13", ".networks: is missing (expected networks, "),
+            ("{networks: 198.18.0.0/15, domains: x}", "1:39", ".domains: unknown key (did you "),
+            ("{networks: 198.18.0.0/15, not: x}", "1:39", ".not: unknown key"),
+        ],
+    )
+    def test_errors_have_their_place(self, text: str, place: str, message: str) -> None:
+        (error, *_) = errors(f"dns: {{fake: {text}}}")
+        assert error.startswith(f"c.yaml:{place}: dns.fake{message}"), error
+
+    def test_fake_addresses_without_a_dns_listener_give_a_warning(self) -> None:
+        (warning,) = read("dns: {fake: 198.18.0.0/15}").warnings
+        assert warning == "c.yaml:1:13: dns.fake: there is no listener with the protocol dns"

@@ -85,7 +85,7 @@ pytest.importorskip("yaml")
             "c.yaml:1:10: default: 'ofice' is not an upstream: write scheme://host:port, direct or "
             "block (did you mean 'office'?)",
         ),
-        ("default: {a: b}", "c.yaml:1:10: default: needs url or members"),
+        ("default: {a: b}", "c.yaml:1:10: default: needs url, members or command"),
         (
             "upstreams: {a: ['http://h:1', 'sock5://h:1']}",
             "c.yaml:1:31: upstreams.a[1]: 'sock5' is not an upstream scheme (did you mean "
@@ -109,7 +109,7 @@ def test_error_of_a_file_has_place_and_words(text: str, message: str) -> None:
 def test_all_errors_of_a_file_are_reported_at_once() -> None:
     assert errors("a: 1\nlog: {level: loud, b: 2}\nlisteners: [{listen: 1, protocol: x}]\n") == [
         "c.yaml:3:35: listeners[0].protocol: 'x' is not one of sps, socks5, http, tcp, "
-        "udp, dns, tunnel",
+        "udp, dns, tunnel, redirect, tproxy, sni",
         "c.yaml:3:22: listeners[0].listen: '1' is not an address to listen on (write "
         "127.0.0.1:1 for this machine alone, :1 for every address)",
         "c.yaml:2:14: log.level: 'loud' is not one of debug, info, warning, error",

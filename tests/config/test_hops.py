@@ -63,6 +63,7 @@ class TestHop:
         [
             ("udp: uot", "udp=uot", "udp", "uot"),
             ("udp: none", "udp=none", "udp", "none"),
+            ("udp: connect-udp", "udp=connect-udp", "udp", "connect-udp"),
             ("udp: auto", "udp=auto", "udp", "auto"),
             ("timeout: 1h30m", "timeout=1h30m", "timeout", 5400.0),
             ("bind: 192.0.2.1", "bind=192.0.2.1", "bind", Bind("192.0.2.1", "192.0.2.1")),
@@ -106,6 +107,7 @@ class TestHop:
     def test_hop_takes_all_options_at_once(self) -> None:
         url = (
             "'socks5h+tls://u:p@h:1?udp=none&timeout=2s&bind=eth0&mark=0x10&keepalive=30s"
+            "&send_proxy=v1"
             "&tls.ca=a&tls.certificate=c&tls.key=k&tls.server_name=n&tls.insecure=true'"
         )
         assert hop(url) == HopConfig(
@@ -118,12 +120,13 @@ class TestHop:
             ETH0,
             16,
             30.0,
+            "v1",
             UpstreamTlsConfig("a", "c", "k", "n", True),
         )
 
     def test_hop_without_options_has_the_defaults(self) -> None:
         assert H1 == HopConfig(
-            "http", Address("h1", 1), "", "", "auto", None, None, 0, None, UpstreamTlsConfig()
+            "http", Address("h1", 1), "", "", "auto", None, None, 0, None, "", UpstreamTlsConfig()
         )
         assert hop("{url: 'http://h1:1'}") == H1
 
@@ -145,9 +148,9 @@ class TestHopErrors:
                 "block (the scheme is missing: socks5://... or http://...)",
             ),
             ("[]", "10: default: names no upstream"),
-            ("{}", "10: default: needs url or members"),
-            ("{balance: failover}", "10: default: needs url or members"),
-            ("{udp: none, timout: 3s}", "10: default: needs url or members"),
+            ("{}", "10: default: needs url, members or command"),
+            ("{balance: failover}", "10: default: needs url, members or command"),
+            ("{udp: none, timout: 3s}", "10: default: needs url, members or command"),
             (
                 "{url: ''}",
                 "16: default.url: not an upstream: write scheme://host:port, direct or block",
@@ -212,7 +215,10 @@ class TestHopErrors:
     @pytest.mark.parametrize(
         "keys, message",
         [
-            ("udp: ^no", "udp: 'no' is not one of auto, uot, none (did you mean 'none'?)"),
+            (
+                "udp: ^no",
+                "udp: 'no' is not one of auto, connect-udp, uot, none (did you mean 'none'?)",
+            ),
             ("^upd: none", "upd: unknown key (did you mean 'udp'?)"),
             ("^weight: 3", "weight: unknown key"),
             (
@@ -245,7 +251,7 @@ class TestHopErrors:
             ),
             ("tls: ^{key: k}", "tls.certificate: is missing"),
             ("tls: {insecure: ^yes}", "tls.insecure: 'yes' is not one of true, false"),
-            ("tls: {^cert: c}", "tls.cert: unknown key"),
+            ("tls: {^cert: c}", "tls.cert: unknown key (did you mean 'certificate'?)"),
             (
                 "tls: {^server-name: n}",
                 "tls.server-name: unknown key (did you mean 'server_name'?)",
@@ -309,12 +315,21 @@ class TestHopErrors:
                 "(use https or socks5+tls)"
             ]
 
+    @pytest.mark.parametrize("scheme", ["socks4", "socks5", "socks5h+tls"])
+    def test_connect_udp_is_for_http(self, scheme: str) -> None:
+        text = f"{{url: '{scheme}://h:1', udp: connect-udp}}"
+        assert default_errors(text) == [
+            f"c.yaml:1:{31 + len(scheme)}: default.udp: connect-udp is for http and https, "
+            f"not for {scheme}"
+        ]
+
     @pytest.mark.parametrize("scheme", ["direct", "block"])
     @pytest.mark.parametrize(
         "keys, message",
         [
             ("udp: none", "udp: {} is not a proxy"),
             ("udp: uot", "udp: {} is not a proxy"),
+            ("udp: connect-udp", "udp: {} is not a proxy"),
             ("timeout: 1s", "timeout: {} is not a proxy"),
             ("tls: {ca: x}", "tls: the scheme {} has no TLS (use https or socks5+tls)"),
         ],
@@ -349,3 +364,89 @@ class TestInsecure:
             f"c.yaml:1:{path}.insecure: the certificate of h:1 is not checked: "
             "any server that answers there can read all traffic",
         )
+
+
+class TestDirect:
+    def test_datagrams_may_go_directly_to_the_agents_of_a_bridge(self) -> None:
+        assert hop("{url: 'https://h1:1', direct: true}").direct
+        assert hop("'https://h1:1?direct=true'").direct and not hop("'https://h1:1'").direct
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{url: 'http://h1:1', direct: true}",
+            "{url: 'socks5+tls://h1:1', direct: true}",
+            "{url: 'https://h1:1', udp: none, direct: true}",
+        ],
+    )
+    def test_direct_needs_connect_udp_within_tls(self, text: str) -> None:
+        (message,) = default_errors(text)
+        assert message.endswith(
+            "direct: needs the scheme https and connect-udp, by which the bridge tells the keys"
+        )
+
+
+class TestSendProxy:
+    @pytest.mark.parametrize("version", ["v1", "v2"])
+    def test_version_is_an_option_of_a_proxy(self, version: str) -> None:
+        expected = H1._replace(send_proxy=version)
+        assert hop(f"{{url: 'http://h1:1', send_proxy: {version}}}") == expected
+        assert hop(f"'http://h1:1?send_proxy={version}'") == expected
+
+    def test_other_value_is_an_error(self) -> None:
+        (message,) = default_errors("{url: 'http://h1:1', send_proxy: v3}")
+        assert message == "c.yaml:1:43: default.send_proxy: 'v3' is not one of v1, v2"
+
+    @pytest.mark.parametrize("scheme", ["direct", "block"])
+    def test_upstream_without_proxy_has_no_header(self, scheme: str) -> None:
+        (message,) = default_errors(f"{{url: {scheme}, send_proxy: v2}}")
+        assert message.endswith(
+            f"default.send_proxy: {scheme} is not a proxy "
+            "(a tcp listener has send_proxy for its target)"
+        )
+
+    def test_tunnel_has_no_header(self) -> None:
+        agents = "tunnel: {bridge: {listen: 'tcp://127.0.0.1:7000', agents: {a: {token: t}}}}"
+        (message,) = default_errors("{url: 'tunnel://a', send_proxy: v2}", agents)
+        assert "default.send_proxy: a tunnel takes no header" in message
+
+    def test_listener_with_clients_that_name_their_targets_has_no_header(self) -> None:
+        (message,) = errors("listeners: [{listen: '127.0.0.1:1', send_proxy: v2}]")
+        assert message.endswith("send_proxy: has no meaning for the protocol sps")
+        listener = "{protocol: tcp, listen: '127.0.0.1:1', target: 'h:1', send_proxy: v1}"
+        assert read(f"listeners: [{listener}]").listeners[0].send_proxy == "v1"
+
+
+class TestCommand:
+    def test_command_is_an_upstream(self) -> None:
+        expected = HopConfig("command", command=("ssh", "-W", "%h:%p", "gate"), processes=5)
+        assert hop("{command: [ssh, -W, '%h:%p', gate], processes: 5}") == expected
+        assert hop("{command: nc}") == HopConfig("command", command=("nc",))
+        assert expected.url == "command:ssh"
+
+    def test_path_is_relative_to_the_file(self) -> None:
+        assert hop("{command: [/bin/nc, '%%%h']}").command == ("/bin/nc", "%%%h")
+        assert hop("{command: [./nc]}").command[0].endswith("nc")
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("{command: []}", "names no program"),
+            ("{command: ['']}", "names no program"),
+            ("{command: 'nc %h %p'}", "write the program and its arguments as a list"),
+            ("{command: [nc, '%u']}", "'%u' is not known"),
+            ("{command: [nc, '%%%x']}", "'%x' is not known"),
+            ("{command: [nc, 'a%']}", "'%' is not known"),
+            ("{command: nc, url: direct}", "unknown key"),
+            ("{command: nc, timeout: 3s}", "unknown key"),
+            ("{command: nc, processes: 0}", "processes"),
+        ],
+    )
+    def test_mistake_is_an_error(self, text: str, message: str) -> None:
+        (error,) = default_errors(text)
+        assert message in error
+
+    def test_command_is_the_first_hop_of_a_chain(self) -> None:
+        assert default("[{command: nc}, 'http://h1:1']").steps[1] == H1
+        (error,) = default_errors("['http://h1:1', {command: nc}]")
+        assert error.endswith("a command must be the first hop: no proxy carries a program")

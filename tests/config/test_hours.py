@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.config.hours import DAY, parse_hours
-from netproxy.interfaces.routing import WEEK_MINUTES
+from netproxy.interfaces.flows import WEEK_MINUTES
 from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.config.schema import LimitsConfig, ListenerConfig, UdpConfig
+from netproxy.interfaces.networks import IpNetwork
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from tests.config.reading import HASH, errors, read
 
@@ -56,6 +57,13 @@ class TestValues:
     ) -> None:
         assert [tuple(entry.address) for entry in listener(text).announce] == announced
 
+    def test_announced_interface_may_be_for_some_clients(self) -> None:
+        interfaces = [entry.interface for entry in listener("announce: {interface: ppp0}").announce]
+        assert interfaces == ["ppp0"]
+        (entry,) = listener("announce: [{clients: 10.0.0.0/8, interface: br0}]").announce
+        assert (entry.interface, entry.address.host) == ("br0", "")
+        assert entry.clients == (IpNetwork.parse("10.0.0.0/8"),)
+
     @pytest.mark.parametrize(
         "protocol, filtering", [("tcp", "endpoint-independent"), ("udp", "address-dependent")]
     )
@@ -73,12 +81,12 @@ class TestValues:
         (
             "protocol: socks",
             "2:39: listeners[0].protocol: 'socks' is not one of sps, socks5, http, tcp, "
-            "udp, dns, tunnel (did you mean 'socks5'?)",
+            "udp, dns, tunnel, redirect, tproxy, sni (did you mean 'socks5'?)",
         ),
         (
             "protocol: ssh",
             "2:39: listeners[0].protocol: 'ssh' is not one of sps, socks5, http, tcp, "
-            "udp, dns, tunnel",
+            "udp, dns, tunnel, redirect, tproxy, sni",
         ),
         (
             "udp: {relay: any}",
@@ -172,7 +180,18 @@ class TestValues:
             "announce: 'a b'",
             "2:39: listeners[0].announce: 'a b' is not an address, address:port or host name",
         ),
-        ("announce: {clients: 10.0.0.0/8}", "2:39: listeners[0].announce[0]: has no address"),
+        (
+            "announce: {clients: 10.0.0.0/8}",
+            "2:39: listeners[0].announce[0]: has no address (or interface)",
+        ),
+        (
+            "announce: {address: 203.0.113.5, interface: eth0}",
+            "2:39: listeners[0].announce[0]: has both address and interface",
+        ),
+        (
+            "announce: {interface: 10.0.0.1}",
+            "2:51: listeners[0].announce[0].interface: '10.0.0.1' is not the name of an interface",
+        ),
         (
             "upstream: nowhere",
             "2:39: listeners[0].upstream: 'nowhere' is not an upstream: write scheme://host:port, "
@@ -224,10 +243,10 @@ def test_second_listener_with_the_same_name_is_refused() -> None:
     ) == ["c.yaml:3:35: listeners[1].name: 'a' is the name of another listener"]
 
 
-def test_listener_named_tunnel_agent_is_refused() -> None:
-    assert errors("listeners: [{listen: '127.0.0.1:0', name: tunnel-agent}]\n") == [
-        "c.yaml:1:43: listeners[0].name: 'tunnel-agent' is reserved for what a bridge "
-        "asks its agent for"
+@pytest.mark.parametrize("name", ["tunnel-agent", "tunnel-direct"])
+def test_listener_with_a_name_of_tunnels_is_refused(name: str) -> None:
+    assert errors(f"listeners: [{{listen: '127.0.0.1:0', name: {name}}}]\n") == [
+        f"c.yaml:1:43: listeners[0].name: '{name}' is reserved for what comes or goes by a tunnel"
     ]
 
 
@@ -331,3 +350,41 @@ class TestSocketActivation:
             "c.yaml:1:70: listeners[1].listen: tcp systemd:a is already used by listener 'x'",
             "c.yaml:1:70: listeners[1].listen: udp systemd:a is already used by listener 'x'",
         ]
+
+
+class TestTransparent:
+    @pytest.mark.parametrize(
+        "protocol, network", [("redirect", ("tcp",)), ("tproxy", ("tcp", "udp"))]
+    )
+    def test_networks_by_default(self, protocol: str, network: tuple[str, ...]) -> None:
+        assert listener(f"protocol: {protocol}").network == network
+
+    def test_tproxy_serves_udp_alone(self) -> None:
+        assert listener("protocol: tproxy, network: [udp]").network == ("udp",)
+
+    def test_clients_of_tproxy_on_loopback_are_other_machines(self) -> None:
+        config = listener("protocol: tproxy")
+        assert not config.is_local
+        assert config.udp.max_sessions_per_client == 64
+        assert config.limits.connections_per_client == 256
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("protocol: redirect, network: [udp]", "protocol: redirect, udp: {max_sessions: 9}"),
+            *("protocol: tproxy, announce: 203.0.113.5", "protocol: tproxy, target: 'a:1'"),
+            *("protocol: tproxy, bind: incoming", "protocol: tproxy, proxy_protocol: 10.0.0.2"),
+            *("protocol: redirect, tls: {certificate: a.pem}", "protocol: redirect, auth: none x"),
+        ],
+    )
+    def test_key_without_a_meaning_is_an_error(self, text: str) -> None:
+        assert errors(f"listeners: [{{listen: '127.0.0.1:1080', {text}}}]")
+
+    def test_login_is_an_error(self) -> None:
+        text = "listeners: [{listen: '127.0.0.1:1', protocol: redirect, auth: required}]"
+        assert "has no login" in errors(f"{text}\n{USERS}")[0]
+
+    def test_redirect_that_lets_everybody_in_is_refused(self) -> None:
+        assert (
+            "would let everybody in" in errors("listeners: [{listen: ':1', protocol: redirect}]")[0]
+        )

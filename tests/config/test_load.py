@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netproxy.config.tree import load as load_module
 from netproxy.config.tree import parse as parse_module
 from netproxy.config.tree.load import SIZE_LIMIT, load_file
 from netproxy.config.tree.node import Source
@@ -15,6 +18,9 @@ from netproxy.errors import ConfigError
 from tests.config.reading import plain
 
 pytest.importorskip("yaml")
+
+GROUP = (1 << 31) - 7
+"""The number of a group that no machine has a name for."""
 
 
 def tree(text: str) -> Any:
@@ -228,6 +234,20 @@ class TestFiles:
             == f"c.yaml:2:6: !file {path}: No such file or directory"
         )
 
+    def test_secret_file_of_root_alone_says_what_to_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: str) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+        monkeypatch.setattr(parse_module, "open_regular", refuse)
+        monkeypatch.setattr(os, "getegid", GROUP.__int__)
+        path = tmp_path / "pw"
+        assert (
+            error(f"a: !file {path}") == f"c.yaml:1:4: !file {path}: Permission denied "
+            f"(as root: chgrp {GROUP} {path} && chmod g+r {path})"
+        )
+
     def test_secret_file_that_is_not_utf8_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "binary"
         path.write_bytes(b"\xff\xfe")
@@ -263,6 +283,49 @@ class TestFiles:
         with pytest.raises(ConfigError) as caught:
             load_file(path)
         assert str(caught.value) == f"{path}: cannot be read: {reason}"
+
+
+class TestPipes:
+    def test_configuration_is_read_from_a_pipe(self) -> None:
+        reader, writer = os.pipe()
+        try:
+            os.write(writer, b"a: 1\n")
+            os.close(writer)
+            assert plain(load_file(f"/dev/fd/{reader}")) == {"a": "1"}
+        finally:
+            os.close(reader)
+
+    def test_fifo_that_nobody_writes_into_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load_module, "PIPE_SECONDS", 0.01)
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        with pytest.raises(ConfigError) as caught:
+            load_file(str(path))
+        assert str(caught.value) == (f"{path}: cannot be read: nothing has come from it for 0.01 s")
+
+    def test_writer_that_falls_silent_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load_module, "PIPE_SECONDS", 0.01)
+        reader, writer = os.pipe()
+        try:
+            os.write(writer, b"a: 1\n")
+            with pytest.raises(ConfigError, match="nothing has come from it"):
+                load_file(f"/dev/fd/{reader}")
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    def test_included_fifo_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "other.yaml")
+        path = tmp_path / "main.yaml"
+        path.write_text("include: other.yaml\n")
+        with pytest.raises(ConfigError) as caught:
+            load_file(str(path))
+        message = f"{tmp_path}/other.yaml: cannot be read: it is not a regular file"
+        assert str(caught.value) == message
 
 
 class TestEnvironment:

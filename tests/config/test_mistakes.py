@@ -103,6 +103,19 @@ VALUES = {
         "1:10: metrics: 0.0.0.0:9180 can be reached from other machines: set a metrics_token"
     ),
     "clients: [10.0.0.0/8]": "1:1: clients: unknown key here (it belongs to listeners[])",
+    "upstreams: {a: {url: 'http://h:1', user: bob}}": (
+        "1:36: upstreams.a.user: unknown key "
+        "(a login is part of the url: USER:PASSWORD and an @ before the host)"
+    ),
+    "default: {members: ['http://h:1'], balance: failover, check: {}}": (
+        "1:55: default.check: unknown key (did you mean 'health_check'?)"
+    ),
+    "rules: [{country: DE, via: direct}]": (
+        "1:10: rules[0].country: unknown key (did you mean 'geoip'?)"
+    ),
+    "dns: {servers: [{url: 'udp://9.9.9.9', password: x}]}": (
+        "1:40: dns.servers[0].password: unknown key here (it belongs to users.NAME)"
+    ),
     "timeouts: {level: debug}": "1:12: timeouts.level: unknown key here (it belongs to log)",
     "log: {handshake: 1s}": "1:7: log.handshake: unknown key here (it belongs to timeouts)",
     "user: {alice: {password: x}}": "1:1: user: unknown key (did you mean 'users'?)",

@@ -114,6 +114,10 @@ class TestRule:
             "c.yaml:2:25: rules[0].not.via: unknown key",
         ),
         ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
+        (
+            "{domain: a.test, upstream: direct}",
+            "c.yaml:2:9: rules[0].via: is missing (write via in place of upstream)",
+        ),
         ("{domain: [], via: direct}", "c.yaml:2:18: rules[0].domain: is an empty list"),
         ("{not: {client: []}, via: direct}", "c.yaml:2:24: rules[0].not.client: is an empty list"),
         ("{not: {}, via: direct}", "c.yaml:2:15: rules[0].not: is empty: it needs a condition"),
@@ -152,6 +156,11 @@ class TestRule:
             "c.yaml:2:26: rules[0].not.listener[0]: there is no listener 'guests'",
         ),
         ("{user: bbo, via: direct}", "c.yaml:2:16: rules[0].user[0]: there is no user 'bbo'"),
+        (
+            "{command: conect, via: direct}",
+            "c.yaml:2:19: rules[0].command[0]: there is no command 'conect'"
+            " (did you mean 'connect'?)",
+        ),
         ("{user: '', via: direct}", "c.yaml:2:16: rules[0].user[0]: is empty"),
         (
             "{via: auto}",

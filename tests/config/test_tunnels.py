@@ -22,9 +22,10 @@ from netproxy.config.schema import (
     UpstreamConfig,
     UpstreamTlsConfig,
 )
-from netproxy.config.sections.tunnels import KEEPALIVE, parse_port
+from netproxy.config.sections.tunnel.tunnels import KEEPALIVE
+from netproxy.config.sections.tunnel.tunnel_values import parse_port
 from netproxy.errors import ConfigError
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.addresses import Address, UnixAddress
 from netproxy.interfaces.networks import IpNetwork
 from tests.config.reading import errors, read
 
@@ -119,6 +120,13 @@ def test_tunnel_listener_without_clients_is_not_open() -> None:
     assert bridge(f"agents: {{home: {{token: {TOKEN}}}}}", f"listeners: [{listener}]")
 
 
+def test_service_may_be_a_unix_socket() -> None:
+    config = agent(AGENT.replace("127.0.0.1:22", "unix:/run/a.sock"))
+    assert config.tunnel.agent is not None
+    (service,) = config.tunnel.agent.services
+    assert service.target == UnixAddress.of("/run/a.sock")
+
+
 def test_agent_keys_are_read() -> None:
     config = agent(
         f"bridge: 'tls://Bridge.example:7000', name: home, token: {TOKEN}, exit: true, "
@@ -209,7 +217,8 @@ def test_tunnel_url_is_an_upstream() -> None:
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://home:1",
-            "c.yaml:2:10: default: a tunnel is written tunnel://NAME, with the name of an agent",
+            "c.yaml:2:10: default: a tunnel is written tunnel://NAME or tunnel://NAME/PORT, with "
+            "the name of an agent",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: ['http://h:1', tunnel://home]",
@@ -323,6 +332,10 @@ def test_tunnel_url_is_an_upstream() -> None:
             f"tunnel: {{agent: {{{AGENT[:-1]}, '53': {{}}}}}}}}",
             "c.yaml:1:140: tunnel.agent.services.53.target: is missing",
         ),
+        (
+            f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: 'unix:/run/a'}}}}}}",
+            "c.yaml:1:142: tunnel.agent.services.53/udp.target: a UNIX socket takes no datagrams",
+        ),
     ],
 )
 def test_tunnel_error_has_place_and_words(text: str, error: str) -> None:
@@ -389,3 +402,92 @@ def test_invalid_port_of_an_agent_is_refused(text: str) -> None:
     """Hazard 122: ports below 1024 must be named one by one, and not as part of a range."""
     with pytest.raises(ValueError):
         parse_port(text)
+
+
+# -- datagrams by UDP
+
+WITH_TLS = f"tls: {{certificate: a.pem, key: a.key}}, agents: {{home: {{token: {TOKEN}}}}}"
+UDP_PORT = "listen: '0.0.0.0:7000', datagrams: true, "
+
+
+def test_datagrams_go_by_tcp_by_default() -> None:
+    config = bridge(BRIDGE).tunnel.bridge
+    assert config is not None and not config.datagrams
+    own = agent(AGENT).tunnel.agent
+    assert own is not None and not own.datagrams
+
+
+def test_datagrams_have_the_port_number_of_the_bridge() -> None:
+    config = bridge(UDP_PORT + WITH_TLS)
+    assert config.tunnel.bridge is not None and config.tunnel.bridge.datagrams
+    (listener,) = config.listeners
+    assert listener.network == ("tcp", "udp") and listener.addresses == (Address("0.0.0.0", 7000),)
+
+
+def test_datagrams_may_have_a_port_of_their_own() -> None:
+    """As they must if agents connect to an sps listener, whose UDP is that of SOCKS5."""
+    text = f"datagrams: '0.0.0.0:7001', agents: {{home: {{token: {TOKEN}}}}}"
+    more = "listeners: [{listen: '127.0.0.1:1', tls: {certificate: a.pem}}]"
+    main, udp = bridge(text, more).listeners
+    assert main.network == ("tcp", "udp") and main.protocol == "sps"
+    assert (udp.protocol, udp.name, udp.network) == ("tunnel", "tunnel-datagrams", ("udp",))
+    assert udp.addresses == (Address("0.0.0.0", 7001),) and udp.tls is None
+
+
+def test_datagrams_come_to_every_listener_for_agents_with_a_port() -> None:
+    text = f"datagrams: true, agents: {{home: {{token: {TOKEN}}}}}"
+    tls = "protocol: tunnel, tls: {certificate: a.pem}"
+    more = f"listeners: [{{listen: '127.0.0.1:1', {tls}}}, {{listen: 'systemd:a', {tls}}}]"
+    first, second = bridge(text, more).listeners
+    assert first.network == ("tcp", "udp") and second.network == ("tcp",)
+
+
+def test_agent_may_want_datagrams_by_udp() -> None:
+    own = agent(f"{AGENT}, datagrams: true").tunnel.agent
+    assert own is not None and own.datagrams
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        (f"datagrams: true, {BRIDGE}", "datagrams: needs TLS, in which agents are told the keys"),
+        (f"datagrams: maybe, {WITH_TLS}, listen: ':7000'", "datagrams: 'maybe' is not"),
+    ],
+)
+def test_datagrams_of_a_bridge_that_cannot_be_are_an_error(text: str, error: str) -> None:
+    assert error in errors(f"tunnel: {{bridge: {{{text}}}}}")[0]
+
+
+def test_datagrams_without_a_listener_of_their_own_need_an_address() -> None:
+    text = f"datagrams: true, agents: {{home: {{token: {TOKEN}}}}}"
+    more = "listeners: [{listen: '127.0.0.1:1', tls: {certificate: a.pem}}]"
+    (error,) = errors(f"tunnel: {{bridge: {{{text}}}}}\n{more}")
+    assert "no listener for agents has a UDP port: write the address of one" in error
+
+
+def test_agents_and_clients_may_talk_directly() -> None:
+    config = bridge(f"{UDP_PORT}direct: true, {WITH_TLS}").tunnel.bridge
+    assert config is not None and config.direct
+    own = agent(f"{AGENT}, datagrams: true, exit: true, direct: true").tunnel.agent
+    assert own is not None and own.direct
+    assert not bridge(UDP_PORT + WITH_TLS).tunnel.bridge.direct  # type: ignore[union-attr]  # set
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"bridge: {{direct: true, listen: ':7000', {WITH_TLS}}}",
+        f"agent: {{{AGENT}, exit: true, direct: true}}",
+        f"agent: {{{AGENT}, datagrams: true, direct: true}}",
+    ],
+)
+def test_direct_paths_need_datagrams_by_udp(text: str) -> None:
+    """Those of an agent also need an exit."""
+    (error,) = errors(f"tunnel: {{{text}}}")
+    assert "direct: needs datagrams" in error
+
+
+def test_datagrams_of_an_agent_need_tls() -> None:
+    text = f"{AGENT}, datagrams: true".replace("tls://", "tcp://")
+    (error,) = errors(f"tunnel: {{agent: {{{text}}}}}")
+    assert "datagrams: needs TLS, in which the bridge tells the keys" in error

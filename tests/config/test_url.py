@@ -16,13 +16,14 @@ from netproxy.config.url import (
     parse_host_port,
     parse_listen,
 )
-from netproxy.interfaces.addresses import ActivationAddress, Address
+from netproxy.interfaces.addresses import ActivationAddress, Address, UnixAddress
 from tests.config.reading import plain
 
 EXPECTED_SCHEMES = (
     "(expected one of socks4, socks4a, socks5, socks5h, http, https, socks5+tls, socks5h+tls, "
     "tunnel)"
 )
+UNIX_EXPECTED = "what follows 'unix:' is not the path of a socket (at most 107 bytes)"
 
 
 class TestListen:
@@ -173,6 +174,10 @@ class TestHop:
             ("http://u:a:b@h:1", HopConfig("http", Address("h", 1), "u", "a:b")),
             ("http://u:%C3%BC@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
             ("http://u:\u00fc@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
+            ("socks5h://unix:/run/a.sock", HopConfig("socks5h", UnixAddress.of("/run/a.sock"))),
+            ("http://unix:@name", HopConfig("http", UnixAddress.of("@name"))),
+            ("http://u:p@unix:/a", HopConfig("http", UnixAddress.of("/a"), "u", "p")),
+            ("https://u:@unix:/a%20b@c%3F", HopConfig("https", UnixAddress.of("/a b@c?"), "u", "")),
         ],
     )
     def test_hop_url_is_parsed(self, text: str, hop: HopConfig) -> None:
@@ -205,6 +210,19 @@ class TestHop:
             ),
             ("htpp://h:1", "'htpp' is not an upstream scheme (did you mean 'http'?)"),
             ("direct://h:1", "write direct without '://'"),
+            (
+                "socks5+unix:///run/a.sock",
+                "not an upstream: write scheme://host:port, direct or block "
+                "(a UNIX socket is written scheme://unix:/path)",
+            ),
+            *(
+                (f"http://u:secret@unix:{path}", UNIX_EXPECTED)
+                for path in ("/", "/a/", "@", "/" + "a" * 107)
+            ),
+            (
+                "http://unix:run/a.sock",
+                "not an upstream: write scheme://host:port, direct or block",
+            ),
             *(
                 (f"{scheme}://h:1", f"'{scheme}' is not an upstream scheme {EXPECTED_SCHEMES}")
                 for scheme in ("ssh", "ftp", "ss", "quic", "trojan")
@@ -246,6 +264,7 @@ class TestListenerUrl:
         [
             ("sps://127.0.0.1:1080", {"protocol": "sps", "listen": "127.0.0.1:1080"}),
             ("http://:8080/", {"protocol": "http", "listen": ":8080"}),
+            ("sps://unix:/run/a.sock", {"protocol": "sps", "listen": "unix:/run/a.sock"}),
             ("socks5://[::1]:1080", {"protocol": "socks5", "listen": "[::1]:1080"}),
             (
                 "sps://:1080?announce=203.0.113.5",

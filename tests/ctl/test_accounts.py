@@ -8,7 +8,7 @@ import pytest
 
 from netproxy.config.units import parse_frequency
 from netproxy.admin.accounts import parse_limits
-from netproxy.cli import CLIENT_SORTS, USER_SORTS
+from netproxy.ctl.command_line import CLIENT_SORTS, USER_SORTS
 from netproxy.ctl.accounts import (
     bans_text,
     clients_text,

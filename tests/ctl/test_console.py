@@ -45,6 +45,8 @@ STATUS = {
     "threads": 9,
     "memory": 16_000_000,
     "log": "info",
+    "bytes": {"up": 1_200_000, "down": 3_400_000_000},
+    "events": [["datagrams dropped", "fragment", 1], ["UDP sessions ended", "idle", 12]],
     "lines": ["connections=2", "drops{fragment}=1"],
     "listeners": [
         {
@@ -63,6 +65,8 @@ FLOW = {
     "client": "192.0.2.1:5000",
     "user": "alice",
     "target": "example.com:443",
+    "name": "",
+    "route": "",
     "upstream": "office",
     "age": 75.2,
     "idle": 0.4,
@@ -73,20 +77,69 @@ FLOW = {
 }
 
 
-def test_status_is_a_head_listeners_and_lines() -> None:
+EVENTS = [
+    "since the start     why       how often",
+    "datagrams dropped   fragment  1",
+    "UDP sessions ended  idle      12",
+]
+
+
+def test_status_is_a_head_listeners_and_what_has_happened() -> None:
     assert status_text(STATUS).split("\n") == [
         "netproxyd 1 is serving, up 1d1h, process 7",
         "2 connections, 1 UDP sessions, 9 threads, 16.0 MB of memory, log level info",
+        "1.2 MB to targets, 3.4 GB to clients",
         "",
         "listener  network  address         live  accepted",
         "main      tcp+udp  127.0.0.1:1080  2     40",
         "",
-        "connections=2",
-        "drops{fragment}=1",
+        *EVENTS,
     ]
+    assert status_text({**STATUS, "events": []}).endswith("  2     40")
     assert "; the last reload failed, see the log\n" in status_text(
         {**STATUS, "reloaded": {"at": 0.0, "fine": False}}
     )
+
+
+def test_status_tells_what_was_found_for_a_listener() -> None:
+    how = "pcp, router 192.168.1.1"
+    mapped = {"network": "udp", "port": 1080, "external": "203.0.113.5:1080", "how": how}
+    row = {
+        **STATUS["listeners"][0],
+        "announced": ["203.0.113.5:1080", "[2001:db8::5]:1080"],
+        "mappings": [
+            {**mapped, "left": 3541.0, "fault": ""},
+            {**mapped, "left": 100.0, "fault": "192.168.1.1:5351: no answer"},
+            {**mapped, "external": "", "left": 0.0, "fault": "refused: not authorized"},
+            {**mapped, "external": "", "left": 0.0, "fault": ""},
+        ],
+    }
+    port, at = "listener 'main': udp port 1080", "203.0.113.5:1080"
+    assert status_text({**STATUS, "listeners": [row]}).split("\n")[7:] == [
+        "listener 'main' announces 203.0.113.5:1080",
+        "listener 'main' announces [2001:db8::5]:1080",
+        f"{port} is mapped to {at} ({how}), 59m1s left",
+        f"{port} is mapped to {at} ({how}), 1m40s left; 192.168.1.1:5351: no answer",
+        f"{port} is not mapped ({how}); refused: not authorized",
+        f"{port} is not mapped ({how})",
+        "",
+        *EVENTS,
+    ]
+
+
+def test_status_has_a_line_for_each_worker() -> None:
+    def worker(index: int, state: str, pid: int) -> dict[str, Any]:
+        counts = {"connections": 5, "sessions": 2, "restarts": index}
+        return {"index": index, "state": state, "pid": pid, "cpu": 0.126, "memory": 9e6, **counts}
+
+    workers = [worker(0, "serving", 71), worker(1, "starting", 0)]
+    assert status_text({**STATUS, "workers": workers}).split("\n")[3:8] == [
+        "",
+        "worker  state     process  cpu  memory  connections  sessions  restarts",
+        "0       serving   71       13%  9.0 MB  5            2         0",
+        "1       starting  -        13%  9.0 MB  5            2         1",
+        "",
+    ]
 
 
 def test_flow_has_a_line() -> None:
@@ -165,6 +218,14 @@ def test_upstream_has_a_line() -> None:
     )
 
 
+def test_upstream_without_statistics_shows_no_counts() -> None:
+    direct = upstream("default", state="-", live=0, dialled=0, failed=0, latency=None)
+    assert upstreams_text([direct]) == (
+        "name     state  carries  live  dialled  failed  latency  last error\n"
+        "default  -      tcp,udp  -     -        -       -"
+    )
+
+
 def test_members_follow_their_group() -> None:
     pool = upstream(
         "pool",
@@ -237,21 +298,50 @@ def test_connected_agent_has_a_line() -> None:
         "opened",
         "sent",
         "received",
+        "datagrams",
         "ports",
     ]
     assert line.split()[:2] == ["home", "192.0.2.1:50000"] and "12.3 ms" in line
     assert line.endswith(
-        "2     9       10    20        127.0.0.1:8022/tcp, 80/tcp (not allowed by the bridge), exit"
+        "2     9       10    20        tcp"
+        "        127.0.0.1:8022/tcp, 80/tcp (not allowed by the bridge), exit"
     )
 
 
 def test_own_agent_has_a_line() -> None:
     assert tunnels_text({"agents": [], "agent": OWN_AGENT}).endswith(
-        "-, 7 opened, 4 idle; ports: 8022/tcp served"
+        "-, 7 opened, 4 idle; datagrams: tcp; ports: 8022/tcp served"
     )
     assert tunnels_text(
         {"agents": [], "agent": {"name": "home", "connected": False, "tries": 3}}
     ) == ("agent 'home': not connected, 3 failures in a row")
+
+
+PATH = {"up": True, "rtt": 0.0421, "loss": 0.0213, "mtu": 1452, "sent": 5, "received": 1 << 20}
+
+
+@pytest.mark.parametrize(
+    "path, text",
+    [
+        (PATH, "udp 42.1 ms, 2.1% lost, mtu 1452, 5 B/1.0 MB"),
+        ({**PATH, "up": False}, "tcp, udp down, 5 B/1.0 MB"),
+    ],
+)
+def test_datagram_path_is_told_on_both_sides(path: dict[str, Any], text: str) -> None:
+    assert text in tunnels_text({"agents": [{**AGENT, "path": path}], "agent": None})
+    own = {**OWN_AGENT, "path": path}
+    assert f"datagrams: {text};" in tunnels_text({"agents": [], "agent": own})
+
+
+def test_direct_paths_have_a_line_each() -> None:
+    client: Any = {"peer": "client 'ann'", "state": "direct", "rtt": 0.0421, "flows": 2}
+    other: Any = {"peer": "192.0.2.9:4000", "state": "relayed", "rtt": 0.04, "flows": 1}
+    own = {**OWN_AGENT, "direct": [other]}
+    lines = tunnels_text({"agents": [], "agent": own, "direct": [client]}).splitlines()
+    assert lines[1:] == [
+        "client 'ann': direct 42.1 ms, 2 flows",
+        "192.0.2.9:4000: relayed, 1 flows",
+    ]
 
 
 def test_tunnels_without_agents_are_a_head_only() -> None:
@@ -264,6 +354,7 @@ def test_tunnels_without_agents_are_a_head_only() -> None:
         "opened",
         "sent",
         "received",
+        "datagrams",
         "ports",
     ]
 

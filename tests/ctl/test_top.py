@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from netproxy.admin.control_socket import ControlServer
+from netproxy.admin.control.server import ControlServer
 from netproxy.ctl import top as top_module
 from netproxy.ctl.top import Rate, Top, picture, rates
 from tests.ctl.test_accounts import client, user
@@ -78,6 +78,13 @@ def test_picture_has_totals_and_a_line_for_each_flow() -> None:
         "1   alice@192.0.2.1:5000  tcp example.com:443  direct    5s   2.0 Mbit/s  8.0 kbit/s"
         "  251 kB",
     ]
+
+
+def test_picture_has_a_line_of_all_workers() -> None:
+    now: Any = traffic(11.0, [])
+    rows = [{"index": 0, "state": "serving", "cpu": 0.5}, {"index": 1, "state": "silent", "cpu": 1}]
+    lines = picture(now, {**now, "workers": rows}, [], {})
+    assert lines[2:4] == ["workers 0: 50%, 1: silent", ""]
 
 
 def test_flow_that_ended_between_two_answers_has_no_line() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from netproxy.access.accounts import usage
 from netproxy.daemon.build import build, build_for_questions
+from netproxy.daemon.questions import PlanQuestions
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError, DialError, ListenError
 from netproxy.interfaces.addresses import Address
@@ -99,7 +100,8 @@ class TestQuestions:
         daemon = relay.daemon
         before, listeners = state_of(daemon._runtime), daemon.summary()
         plan = daemon._plan
-        lines = build(configuration(OTHER), daemon._runtime, None).describe()
+        other = build(configuration(OTHER), daemon._runtime, None)
+        lines = PlanQuestions(other).describe()
         assert any(line.startswith("listen 127.0.0.1:21080 ") for line in lines)
         assert state_of(daemon._runtime) == before
         assert (daemon.summary(), daemon._plan) == (listeners, plan)
@@ -109,10 +111,10 @@ class TestQuestions:
         before, listeners = state_of(daemon._runtime), daemon.summary()
         threads = threading.enumerate()
         plan = build_for_questions(configuration(OTHER), daemon._runtime)
-        assert "addresses: 203.0.113.1" in plan.explain("-> known.test:80 on main")
-        assert plan.explain("-> 127.0.0.1:21080 on main")[-1].startswith("refused: ")
-        assert plan.explain("-> 198.51.100.7:80 on main")[-1].startswith("refused: ")
-        plan.explain("-> a.there.test:80 on more")
+        assert "addresses: 203.0.113.1" in PlanQuestions(plan).explain("-> known.test:80 on main")
+        assert PlanQuestions(plan).explain("-> 127.0.0.1:21080 on main")[-1].startswith("refused: ")
+        assert PlanQuestions(plan).explain("-> 198.51.100.7:80 on main")[-1].startswith("refused: ")
+        PlanQuestions(plan).explain("-> a.there.test:80 on more")
         plan.close()
         assert state_of(daemon._runtime) == before
         assert daemon.summary() == listeners
@@ -120,7 +122,8 @@ class TestQuestions:
 
     def test_running_daemon_explains_its_own_configuration(self, relay: Running) -> None:
         assert "addresses: 198.51.100.1" in relay.daemon.explain("-> known.test:80 on main")
-        assert relay.daemon.explain("-> 203.0.113.7:80 on main")[-1].startswith("refused: ")
+        lines = relay.daemon.explain("-> 203.0.113.7:80 on main")
+        assert lines[-1].startswith("refused: ") and "(decided: destinations." in lines[-1]
 
     @pytest.mark.parametrize(
         "text",
@@ -193,7 +196,7 @@ class TestBinding:
         daemon.reload(configuration(text))
         assert len(daemon._admin.threads) == 1
 
-    def test_new_listener_has_the_new_limits_before_the_commit(self, relay: Running) -> None:
+    def test_new_listener_serves_nobody_before_the_commit(self, relay: Running) -> None:
         """The running listener of the same name keeps the old limits."""
         daemon = relay.daemon
         text = "listeners: [{listen: '127.0.0.2:0', name: main, clients: [192.0.2.0/24]}]"
@@ -202,13 +205,15 @@ class TestBinding:
         try:
             fresh = bound._listeners.fresh
             (address,) = [listener.address for listener in fresh if listener.network == "tcp"]
-            with socket.create_connection(address, SECONDS) as refused:
-                assert read_to_end(refused) == b""
+            waiting = socket.create_connection(address, SECONDS)
+            waiting.sendall(b"\5\1\0")
             with socket.create_connection(("127.0.0.1", relay.port), SECONDS) as admitted:
                 admitted.sendall(b"\5\1\0")
                 assert read_exactly(admitted, 2) == b"\5\0"
         finally:
             bound.discard()
+        with waiting, pytest.raises(ConnectionResetError):
+            waiting.recv(1)
 
     def test_connections_count_on_over_a_reload(self, relay: Running) -> None:
         with socket.create_connection(("127.0.0.1", relay.port), SECONDS) as first:
@@ -237,3 +242,36 @@ def test_building_reads_files_and_opens_nothing(parts: Runtime) -> None:
     assert ("tcp", Address("127.0.0.1", 21070)) in [
         (spec.network, spec.address) for spec in plan.specs
     ]
+
+
+MISTAKEN = """
+listeners:
+- {listen: '127.0.0.1:21080', name: a, tls: {certificate: /none/a.pem, key: /none/a.key}}
+- {listen: '127.0.0.1:21081', name: b, tls: {certificate: /none/b.pem, key: /none/b.key}}
+- {listen: '127.0.0.1:21082', protocol: sni, name: c, routes: [
+    {sni: '**', target: '192.0.2.1:1'}, {sni: 'x*y', target: '192.0.2.1:1'}]}
+upstreams:
+  first: {url: 'https://192.0.2.1:1', tls: {ca: /none/1.pem}}
+  second: {url: 'https://192.0.2.2:1', tls: {ca: /none/2.pem}}
+users: {alice: {password: 'scrypt$1'}, bob: {password: 'scrypt$2'}}
+destinations: {deny: [nowhere, loopback], allow: [elsewhere]}
+dns:
+  servers: 192.0.2.53
+  rules: [{domain: 'r*s', block: true}, {domain: 't*u', block: true}]
+rules:
+- {domain: 'v*w', via: direct}
+- {ip: 10.0.0.1/8, via: direct}
+- {domain_file: /none/list.txt, via: direct}
+"""
+
+
+def test_all_mistakes_are_told_at_once(parts: Runtime) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(configuration(MISTAKEN), parts, None)
+    told = str(caught.value)
+    for word in (
+        *("/none/a.pem", "/none/b.pem", "routes[0].sni", "routes[1].sni", "/none/1.pem"),
+        *("/none/2.pem", "users.alice.password", "users.bob.password", "'nowhere'", "'elsewhere'"),
+        *("'r*s'", "'t*u'", "'v*w'", "10.0.0.1/8", "/none/list.txt"),
+    ):
+        assert told.count(word) == 1, (word, told)

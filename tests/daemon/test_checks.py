@@ -28,7 +28,7 @@ from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import RouteSelectors
-from netproxy.net.routes import KernelRoutes
+from netproxy.net.local.routes import KernelRoutes
 from netproxy.observe.log import Log
 from tests.support.certificates import certificates
 from tests.config.reading import read
@@ -170,6 +170,20 @@ class TestLoops:
     )
     def test_other_proxies_are_accepted(self, server: str) -> None:
         assert warnings(f"{LISTEN}default: 'socks5://{server}'") == []
+
+    def test_own_socket_as_upstream_or_target_is_an_error(self, tmp_path: Path) -> None:
+        """Hazard 165."""
+        (tmp_path / "b.sock").symlink_to(tmp_path / "a.sock")
+        control, own = tmp_path / "control", f"{{listen: 'unix:{tmp_path}/a.sock'}}"
+        for path in ("a.sock", "b.sock", "control"):
+            named = f"unix:{tmp_path}/{path}"
+            text = f"control: unix:{control}\nlisteners: [{own}]\ndefault: socks5h://{named}"
+            assert error(text) == (
+                f"c.yaml:3:10: the upstream socks5h://{named} is a socket of this daemon"
+            )
+            front = f"{{protocol: tcp, listen: '127.0.0.1:1', target: '{named}'}}"
+            text = f"control: unix:{control}\nlisteners: [{own}, {front}]"
+            assert error(text).endswith(f"target: {named} is a socket of this daemon")
 
     @pytest.mark.parametrize("local, place", [(0, "3:12"), (5, "4:12")])
     def test_same_proxy_with_another_mark_is_checked_too(
@@ -434,6 +448,13 @@ class TestInterfaces:
             "c.yaml:3:23: bind: there is no interface 'nonexistent1'",
         ]
 
+    def test_announced_interface_that_does_not_exist_is_warned_of(self) -> None:
+        text = "listeners: [{listen: '127.0.0.1:1080', announce: [{interface: %s}]}]"
+        assert warnings(text % "nonexistent0") == [
+            "c.yaml:1:22: announce: there is no interface 'nonexistent0' yet"
+        ]
+        assert warnings(text % "lo") == []
+
 
 class TestState:
     def test_missing_folder_is_an_error(self, tmp_path: Path) -> None:
@@ -509,6 +530,21 @@ class TestModules:
             "python3: datagrams take longer without Python's module ctypes "
             "(Debian: python3, OpenWrt: python3-ctypes)"
         ]
+
+    @pytest.mark.parametrize("side", ["bridge", "agent"])
+    def test_missing_cryptography_gives_a_warning(
+        self, monkeypatch: pytest.MonkeyPatch, side: str
+    ) -> None:
+        """The datagrams of a tunnel go by TCP then."""
+        monkeypatch.setitem(sys.modules, "cryptography", None)
+        token, tls = "token: twenty-bytes-of-secret", certificates().listener()
+        sections = {
+            "bridge": f"listen: '127.0.0.1:7000', tls: {tls}, agents: {{home: {{{token}}}}}",
+            "agent": f"bridge: 'tls://localhost:7000', name: home, {token}, exit: true",
+        }
+        text = f"{LISTEN}tunnel: {{{side}: {{datagrams: true, {sections[side]}}}}}"
+        needs = "needs python3-cryptography: until then datagrams go by TCP"
+        assert f"tunnel.{side}.datagrams {needs}" in "\n".join(warnings(text))
 
     def test_module_is_found_without_being_imported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "wave", raising=False)

@@ -13,6 +13,7 @@ import pytest
 
 from netproxy.daemon import runtime
 from netproxy.daemon.build import build_for_questions
+from netproxy.daemon.questions import PlanQuestions
 from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.plan import Plan
 from netproxy.daemon.runtime import raise_descriptor_limit
@@ -413,6 +414,12 @@ rules: [{{port: 9, via: auto, upstream: pool}}]
         message = "udp.batching: a change from auto to single needs a restart"
         assert [line for line in daemon.log.lines if "batching" in line] == [message, message]
 
+    def test_reload_with_workers_warns_that_they_need_a_restart(self, daemon: Running) -> None:
+        for workers in (2, 1):
+            daemon.reload(PLAIN + f"\nworkers: {workers}")
+        message = "workers: a change from 1 to 2 needs a restart"
+        assert [line for line in daemon.log.lines if "workers" in line] == [message]
+
     def test_reload_with_an_address_in_use_changes_nothing(
         self, daemon: Running, echo: Address
     ) -> None:
@@ -770,6 +777,14 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
 """
 
     @staticmethod
+    def questions(text: str, flow: str) -> list[str]:
+        parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
+        try:
+            return PlanQuestions(build_for_questions(configuration(text), parts)).explain(flow)
+        finally:
+            parts.stop()
+
+    @staticmethod
     def explained(target: str, learn: bool | None = None) -> list[str]:
         parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
         try:
@@ -777,7 +792,7 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
                 host, port = target.split(":")
                 parts.verdicts.learn(Address(host, int(port)), learn)
             plan = build_for_questions(configuration(TestExplain.TEXT), parts)
-            return plan.explain(f"-> {target}")[2:]
+            return PlanQuestions(plan).explain(f"-> {target}")[2:]
         finally:
             parts.stop()
 
@@ -819,6 +834,42 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
             f"addresses: {addresses}",
             "carried: yes",
         ]
+
+    @pytest.mark.parametrize(
+        "flow, last",
+        [
+            (
+                "nobody@10.0.0.1 -> x.test:1 on main",
+                "refused: there is no user 'nobody': the login fails",
+            ),
+            ("alice@10.0.0.1 -> 192.0.2.9:1 on main", "carried: yes"),
+            ("nobody@10.0.0.1 -> 192.0.2.9:1 on open", "carried: yes"),
+        ],
+    )
+    def test_user_who_is_not_known_is_refused_or_not_asked_for(self, flow: str, last: str) -> None:
+        text = """
+listeners:
+- {listen: '127.0.0.1:21080', name: main}
+- {listen: '127.0.0.1:21081', name: open, auth: none}
+users: {alice: {password: x}}
+"""
+        lines = self.questions(text, flow)
+        assert lines[-1] == last
+        told = "login: not asked for on open: the flow has no user"
+        assert (told in lines) is ("open" in flow)
+
+    def test_upstream_that_needs_an_agent_says_so_before_agents_can_connect(self) -> None:
+        text = """
+listeners: [{listen: '127.0.0.1:21080', name: main}]
+tunnel: {bridge: {listen: 'tcp://127.0.0.1:21082', agents: {home: {token: 0123456789abcdef}}}}
+upstreams: {both: {members: [tunnel://home, direct]}}
+rules: [{port: 2, via: both}]
+default: tunnel://home
+"""
+        assert (
+            self.questions(text, "-> x.test:1")[-1] == "carried: yes, if agent 'home' is connected"
+        )
+        assert self.questions(text, "-> 192.0.2.9:2")[-1] == "carried: yes"
 
     @pytest.mark.parametrize(
         "target",

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.daemon.build import build_for_questions
+from netproxy.daemon.questions import PlanQuestions
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
@@ -316,7 +317,8 @@ dns:
     def test_explanation_of_a_flow(self, flow: str, expected: list[str]) -> None:
         parts = Runtime(RecordingLog())  # type: ignore[arg-type]
         try:
-            lines = build_for_questions(configuration(self.TEXT), parts).explain(flow)
+            plan = build_for_questions(configuration(self.TEXT), parts)
+            lines = PlanQuestions(plan).explain(flow)
         finally:
             parts.stop()
         said = [line.partition(": ")[2] for line in lines if line.startswith("from: ")]

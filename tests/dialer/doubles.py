@@ -81,6 +81,7 @@ class StubDialer:
 
     refusal = Reason.UNSUPPORTED
     resolves_names = True
+    knows_bound = False
 
     def __init__(
         self,

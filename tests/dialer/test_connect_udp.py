@@ -13,7 +13,7 @@ import pytest
 
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
@@ -208,7 +208,7 @@ class TestDatagrams:
             conn.send(arena, Run([0], 0, 0), destination)
             assert receive(conn, 3) == [(b"cba", TARGET), (b"", TARGET), (b"fed", TARGET)]
             conn.close()
-        assert counts.counts == {}
+        assert counts.counts == {("drops", "unknown context"): 1}
 
     def test_connection_refuses_another_target(self, direct: DirectDialer, counts: Counts) -> None:
         with server(answers(ACCEPTED)) as address:

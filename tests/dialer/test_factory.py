@@ -10,7 +10,7 @@ from netproxy.config.schema import HopConfig, UpstreamConfig
 from netproxy.dialer.plain.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.factory import DialerFactory
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.dialer.member import Member
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.interfaces.addresses import Address

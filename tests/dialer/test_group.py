@@ -12,7 +12,7 @@ import pytest
 
 from netproxy.dialer.group import MEMBER_TRIES, GroupDialer
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.dialer.member import BACK_OFF_LIMIT, BACK_OFF_SECONDS, Member
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address

@@ -11,10 +11,10 @@ from urllib.request import parse_http_list, parse_keqv_list
 
 import pytest
 
-from netproxy.dialer import http as http_module
+from netproxy.dialer.web import http as http_module
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import complete

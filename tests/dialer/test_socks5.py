@@ -10,11 +10,11 @@ import pytest
 
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.flows import Failure, Flow
 from netproxy.interfaces.routing import Dialer
 from netproxy.net.stream import complete
 from tests.support.doubles import Counts, no_packets
@@ -179,6 +179,15 @@ class TestLogin:
         assert error.reason is Reason.AUTHENTICATION
         assert str(error).startswith(f"socks5h://{address}: ")
         assert "secret" not in str(error)
+
+    def test_refusal_of_the_proxy_is_not_told_as_one_of_our_own(self, direct: DirectDialer) -> None:
+        refused = play(GREETING, b"\x05\x00", REQUEST, b"\x05\2" + BOUND[2:])
+        with server(refused) as address:
+            error = failure(dialer(address, direct))
+        told = "not allowed by the rules of the upstream"
+        assert str(error) == f"socks5h://{address}: {TARGET}: {told}"
+        assert (error.why, error.decided_by("rules[0]")) == (told, "")
+        assert Failure.of(error).reason == told
 
     @pytest.mark.parametrize("method", [b"\x05\xff", b"\x05\x02", b"\x05\x01"])
     def test_proxy_that_requires_a_login_is_an_authentication_error(

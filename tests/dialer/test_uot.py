@@ -13,7 +13,7 @@ import pytest
 from netproxy.config.schema import HopConfig, UpstreamConfig
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.dialer.socks4 import Socks4Dialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
@@ -22,7 +22,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
-from netproxy.net.framed import FramedConn
+from netproxy.net.frames.framed import FramedConn
 from tests.dialer.doubles import make_factory
 from tests.support.batches import cut, receive
 from tests.support.doubles import Counts, no_packets

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import pytest
 
-from netproxy.admin.explain import udp_text
+from netproxy.admin.diagnosis.explain import udp_text
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.interfaces.datagrams import PacketDependencies

@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from typing import Any, Callable
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import capsule, connect_udp, uot
+from netproxy.protocol import uot
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from tests.e2e.peers import Association, TcpEcho, UdpEcho, Endpoint, encode, exactly
 from tests.support.ports import free_port
 

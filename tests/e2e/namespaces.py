@@ -26,6 +26,8 @@ class Namespace:
         process = subprocess.run(
             [program("ip"), "netns", "add", self.name], capture_output=True, text=True
         )
+        # Two networks of one module would be told apart by the names of their hosts.
+        assert "File exists" not in process.stderr, f"there is a host '{name}' already"
         if process.returncode:
             pytest.skip(f"ip netns add: {process.stderr.strip()}")
         self.ip("link", "set", "lo", "up")
@@ -33,6 +35,11 @@ class Namespace:
     def ip(self, *arguments: str) -> str:
         """Run ip(8) in the namespace and return its output."""
         return self._run(program("ip"), "-n", self.name, *arguments)
+
+    def run(self, *command: str) -> str:
+        """Run a program in the namespace and return its output."""
+        path = program(command[0])
+        return self._run(program("ip"), "netns", "exec", self.name, path, *command[1:])
 
     def nft(self, rules: str) -> None:
         """Load nftables rules. Skip the test if the kernel does not take them."""

@@ -40,6 +40,8 @@ class EchoServer:
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self.port = 0
+        self.sources: list[tuple[str, int]] = []
+        """Where datagrams have come from, each once."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._started.wait(START_SECONDS)
@@ -56,6 +58,14 @@ class EchoServer:
         self._enter()
         server = self._loop.run_until_complete(start())
         self.port = server._transport.get_extra_info("sockname")[1]
+        take = server.datagram_received
+
+        def note(data: bytes, peer: Any) -> None:
+            if peer[:2] not in self.sources:
+                self.sources.append(peer[:2])
+            take(data, peer)
+
+        server.datagram_received = note
         self._started.set()
         self._loop.run_forever()
         server.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Sequence, TypeVar
@@ -26,6 +29,11 @@ START_SECONDS = 30.0
 SECONDS = 20.0
 # How many more descriptors than before a daemon may have when its clients have gone.
 SPARE_DESCRIPTORS = 2
+
+# NETPROXY_TEST_WORKERS=2 runs the daemons of all tests with two workers.
+WORKERS = ["-w", count] if (count := os.environ.get("NETPROXY_TEST_WORKERS")) else []
+# How many processes of a daemon serve clients: each has caches, and turns of groups, of its own.
+PROCESSES = int(count or 1)
 
 Value = TypeVar("Value")
 _SERVES = re.compile(r" serves (.*), upstream ")
@@ -53,6 +61,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
+def runtime_directory(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the variable that keeps a daemon without a file from the control socket of others.
+
+    The directory is removed at the end of the tests.
+    """
+    if "-c" in arguments:
+        return {}
+    folder = tempfile.mkdtemp(prefix="netproxyd")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {"RUNTIME_DIRECTORY": folder}
+
+
 def wait_for(look: Callable[[], Value], seconds: float, what: str) -> Value:
     """Call `look` until it returns a true value, and return that.
 
@@ -64,6 +84,43 @@ def wait_for(look: Callable[[], Value], seconds: float, what: str) -> Value:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.005)
     return value
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process runs; one that has ended may wait for its parent.
+
+    While its first thread has ended already, others may still hold its sockets.
+    """
+    try:
+        return any(_thread_runs(path) for path in Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return False
+
+
+def _thread_runs(path: Path) -> bool:
+    try:
+        return (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Readiness:
+    """Waits until a daemon, with all its workers, has told a service manager that it serves."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        """Add what the daemon needs to know to its `environment`."""
+        # The folder of a test may be too deep for the address of a socket.
+        self._folder = tempfile.TemporaryDirectory()
+        environment["NOTIFY_SOCKET"] = path = os.path.join(self._folder.name, "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        self._socket.settimeout(START_SECONDS)
+
+    def wait(self) -> None:
+        """Wait; then the daemon tells nobody any more."""
+        with self._folder, self._socket:
+            while not self._socket.recv(4096).startswith(b"READY=1"):
+                pass
 
 
 class Netproxyd:
@@ -91,24 +148,30 @@ class Netproxyd:
         self.log_path = log
         self.host, self.port, self.login, self.make = host, port, login, make
         self._command = [*python, "-m", "netproxy", *arguments]
+        if "-w" not in arguments:
+            self._command += WORKERS
+        self._has_workers = "-w" in self._command
+        # Log lines that check_log() passes: of faults that the test itself provokes.
+        self.provoked = ""
+        variables = {**(popen.get("env") or environment()), **runtime_directory(arguments)}
+        readiness = None if log_read else Readiness(variables)
+        popen = {"cwd": cwd, "stdin": subprocess.DEVNULL, **popen, "env": variables}
         with open(log, "wb") as output:
             if log_read:
                 popen |= {"stdout": output, "stderr": output}
-            self.process = subprocess.Popen(
-                self._command, cwd=cwd, stdin=subprocess.DEVNULL, **{"env": environment(), **popen}
-            )
+            self.process = subprocess.Popen(self._command, **popen)
         # Open descriptors while there is no client; 0 if they are not checked.
         self.baseline = 0
         self.ended = False
         try:
-            if log_read:
+            if readiness is None:
                 serves = wait_for(self._serves, START_SECONDS, "the line with the listeners")
                 self.listens = [
                     (network, host, int(port)) for network, host, port in _LISTENS.findall(serves)
                 ]
                 self.port = self.tcp_ports[0]
             else:
-                wait_for(lambda: self.answers(seconds=START_SECONDS), START_SECONDS, "an answer")
+                readiness.wait()
             self.baseline = self.descriptors()
         except BaseException:
             self.kill()
@@ -216,23 +279,45 @@ class Netproxyd:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not ended within {seconds:g} s:\n{self.log[-2000:]}") from None
         self.ended = True
+        if status < 0:
+            self._provoke_deaths()
         return status
 
     def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
+        """Send SIGKILL and wait for the end, which workers see a moment later and tell of."""
         self.ended = True
+        workers = self.workers() if self.process.poll() is None else []
+        self._provoke_deaths()
         self.process.kill()
         self.process.wait()
+        wait_for(lambda: not any(map(runs, workers)), SECONDS, "the end of all workers")
+
+    def _provoke_deaths(self) -> None:
+        """Note that workers have lost their parent."""
+        self.provoked = "|".join(filter(None, (self.provoked, "the parent has died$")))
 
     # -- its resources
 
+    def processes(self) -> list[int]:
+        """Return the daemon's process and those of its workers."""
+        return [self.process.pid, *self.workers()]
+
+    def workers(self) -> list[int]:
+        """Return the processes of the workers, in the order in which they were started."""
+        if not self._has_workers:
+            return []
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
     def descriptors(self) -> int:
         """Return the number of open descriptors."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
 
     def threads(self) -> int:
         """Return the number of threads."""
-        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+        return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in self.processes())
 
     def check_idle(self) -> None:
         """Wait until all threads sleep in ten looks. A thread in a busy loop never sleeps."""
@@ -241,7 +326,8 @@ class Netproxyd:
     def _sleeps(self) -> bool:
         time.sleep(0.005)
         states = []
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+        tasks = (Path(f"/proc/{pid}/task").iterdir() for pid in self.processes())
+        for task in itertools.chain(*tasks):
             # A thread may end between the two reads.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
@@ -282,6 +368,8 @@ class Netproxyd:
     def check_log(self) -> None:
         """Fail if the log has a traceback, an internal error or the end of a needed thread."""
         faults = self.lines(r"Traceback|internal error|has died")
+        if self.provoked:
+            faults = [line for line in faults if not re.search(self.provoked, line)]
         assert not faults, "\n".join(faults)
 
 
@@ -296,7 +384,7 @@ def run_netproxyd(
         [sys.executable, *flags, "-m", "netproxy", *arguments],
         **{
             "cwd": ROOT,
-            "env": environment(),
+            "env": environment(**runtime_directory(arguments)),
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.STDOUT,

@@ -17,11 +17,11 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, Endpoint, TcpEcho, UdpEcho, echo, exactly, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, SECONDS, Netproxyd, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, PROCESSES, SECONDS, Netproxyd, wait_for
 from tests.support.certificates import certificates
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 KINDS = ("socks5", "http", "https", "uot")
 CHAINS = [chain for hops in (2, 3) for chain in itertools.permutations(KINDS, hops)]
@@ -113,6 +113,7 @@ def test_chains_have_dropped_no_datagram(near: Netproxyd) -> None:
     assert not near.all_lines("udp by ")
 
 
+@pytest.mark.any_workers
 @pytest.mark.parametrize("chain", QUIC_CHAINS, ids=name)
 def test_chain_of_three_hops_carries_quic(
     netproxyd: Start, hops: Hops, tmp_path: Path, chain: tuple[str, ...]
@@ -287,7 +288,7 @@ class Group:
 
     def said(self, member: str, state: str) -> list[str]:
         """Wait until the log says that the member is "up" or "down"."""
-        return self.near.said(f"warning group 'pair': {member} is {state}")
+        return self.near.said(f"warning group 'pair': {member} is {state}", PROCESSES)
 
 
 def test_group_serves_while_a_member_is_killed_and_started_again(netproxyd: Start) -> None:
@@ -295,7 +296,7 @@ def test_group_serves_while_a_member_is_killed_and_started_again(netproxyd: Star
     group = Group(netproxyd, f"socks5://{LOOPBACK}:{{port}}")
     with SourceEcho() as target, Flows(group.server, target.address, FLOWS) as flows:
         killed, living = flows.through("one"), flows.through("two")
-        assert len(killed) == len(living) == FLOWS // 2
+        assert len(killed) == len(living) == FLOWS // 2 or PROCESSES > 1 and killed and living
         flows.check_progress(flows.all)
         group.kill("one")
         assert {group.dial(target.address) for _ in range(DIALS)} == {SOURCES["two"]}
@@ -309,9 +310,10 @@ def test_group_serves_while_a_member_is_killed_and_started_again(netproxyd: Star
         flows.check_progress(living)
         group.restart("one")
         group.said("one", "up")
-        assert sorted(group.dial(target.address) for _ in range(DIALS)) == [
-            source for source in SOURCES.values() for _ in range(DIALS // 2)
-        ]
+        sources = sorted(group.dial(target.address) for _ in range(DIALS))
+        if PROCESSES == 1:
+            assert sources == [source for source in SOURCES.values() for _ in range(DIALS // 2)]
+        assert set(sources) == {*SOURCES.values()}
         with UdpEcho() as datagrams:
             assert {_new_source(group, datagrams) for _ in SOURCES} == {*SOURCES.values()}
         flows.check_progress(living)
@@ -334,6 +336,7 @@ def send_until_answered(client: Association, target: Endpoint, data: bytes) -> N
             return
 
 
+@pytest.mark.any_workers
 @pytest.mark.parametrize(
     "url",
     ("socks5://{host}:{{port}}", "http://{host}:{{port}}", "socks5://{host}:{{port}}?udp=uot"),

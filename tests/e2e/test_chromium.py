@@ -18,7 +18,7 @@ from tests.e2e.site import INDEX, PNG_MAGIC, RESOURCES, Site, serving_site, tls_
 from tests.e2e.support import ANY_PORT, LOOPBACK, SECONDS, Netproxyd, wait_for
 from tests.support.certificates import certificates
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
 # A name, so that the proxy has to look it up.
 HOST = "localhost"

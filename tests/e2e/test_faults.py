@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, SECONDS, Netproxyd, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, PROCESSES, SECONDS, Netproxyd, wait_for
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
@@ -65,23 +65,26 @@ def test_daemon_without_free_descriptors_pauses_and_serves_again_later(
 ) -> None:
     """Hazard 92. It has no busy loop, logs one line, and running connections continue."""
     daemon = netproxyd("-l", ANY_PORT)
+    serving = daemon.workers() or daemon.processes()
     before = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         sock = stack.enter_context(socks5(daemon.server, CONNECT, tcp_echo.address)[0])
         association = stack.enter_context(Association(daemon.server))
         association.echo(udp_echo.address, b"before")
-        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (FEW, before[1]))
-        connect_silently(daemon, 2 * FEW, stack)
-        daemon.said("cannot accept")
+        for pid in serving:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (FEW, before[1]))
+        connect_silently(daemon, 2 * FEW * PROCESSES, stack)
+        daemon.said("cannot accept", PROCESSES)
         failed = failed_accepts(daemon)
         echo(sock, b"still here")
         association.echo(udp_echo.address, b"still here")
-        assert failed_accepts(daemon) - failed <= FAILED_ACCEPTS
+        assert failed_accepts(daemon) - failed <= FAILED_ACCEPTS * PROCESSES
         wait_for(lambda: failed_accepts(daemon) > failed, SECONDS, "another failed accept")
         daemon.check_idle()
-        assert len(daemon.lines("cannot accept")) == 1
+        assert len(daemon.lines("cannot accept")) == PROCESSES
     assert daemon.answers()
-    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, before)
+    for pid in serving:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def failed_accepts(daemon: Netproxyd) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, run_netproxyd
+from tests.e2e.support import ANY_PORT, LOOPBACK, PROCESSES, ROOT, run_netproxyd
 from tests.support.ports import reserve_port
 
 pytestmark = pytest.mark.e2e
@@ -50,6 +50,7 @@ def test_daemon_logs_one_line_with_its_listeners(netproxyd: Start, tree: Path) -
     assert len(daemon.log.splitlines()) == 1
 
 
+@pytest.mark.skipif(PROCESSES > 1, reason="the limit is that of a daemon without workers")
 def test_idle_daemon_needs_little_memory(netproxyd: Start, tree: Path) -> None:
     daemon = netproxyd("-l", ANY_PORT, python=BARE, cwd=tree)
     resident = daemon.resident_bytes()
@@ -57,6 +58,7 @@ def test_idle_daemon_needs_little_memory(netproxyd: Start, tree: Path) -> None:
     assert resident < RESIDENT_LIMIT
 
 
+@pytest.mark.any_workers
 def test_configuration_file_without_yaml_is_a_clear_error(tree: Path, tmp_path: Path) -> None:
     file = tmp_path / "netproxyd.yaml"
     file.write_text("listeners: []\n")
@@ -65,6 +67,7 @@ def test_configuration_file_without_yaml_is_a_clear_error(tree: Path, tmp_path: 
     assert len(said.splitlines()) == 1 and "PyYAML" in said
 
 
+@pytest.mark.any_workers
 def test_help_and_version_need_no_packages(tree: Path) -> None:
     assert run_netproxyd("-V", flags=("-S",), cwd=tree)[0] == 0
     status, said = run_netproxyd("--help", flags=("-S",), cwd=tree)

@@ -1,4 +1,4 @@
-"""haproxy in front of netproxyd, which sends the client's address in a PROXY header."""
+"""haproxy in front of netproxyd and behind it, with the client's address in a PROXY header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.support import LOOPBACK, Netproxyd, environment, program
 from tests.e2e.upstreams import Programs
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
 PROTOCOLS = {
     "socks5h": ("socks5h",),
@@ -107,3 +107,41 @@ def test_client_without_a_proxy_header_is_refused(daemon: Netproxyd, origin: Ori
     assert status in EMPTY_OR_RESET and not body, errors
     assert daemon.status()["connections{bad protocol}"] == before + 1
     assert not origin.seen
+
+
+BEHIND = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+frontend behind
+    bind {listen} accept-proxy
+    http-request return status 200 content-type text/plain lf-string "{fields}"
+"""
+
+
+@pytest.mark.parametrize("version", ("v1", "v2"))
+def test_haproxy_behind_a_tcp_listener_reads_the_clients_address(
+    netproxyd: Start, tmp_path: Path, version: str
+) -> None:
+    path, port = program("haproxy"), free_port()
+    with Programs(tmp_path) as programs:
+        config = programs.write(
+            "haproxy.cfg",
+            BEHIND.format(listen=f"{LOOPBACK}:{port}", fields="%[src] %[src_port] %[dst_port]"),
+        )
+        programs.start(port, path, "-db", "-f", config, required=True)
+        daemon = netproxyd(
+            config=f"listeners: [{{listen: '{LOOPBACK}:0'}}, "
+            f"{{protocol: tcp, listen: '{LOOPBACK}:0', "
+            f"target: '{LOOPBACK}:{port}', send_proxy: {version}}}]\n"
+        )
+        url = f"http://{LOOPBACK}:{daemon.tcp_ports[1]}/"
+        command = (program("curl"), "-q", "-sS", "--noproxy", "*", "-m", "50", url)
+        process = subprocess.run(
+            (*command, "-w", " %{local_port}"), capture_output=True, timeout=60, text=True
+        )
+    source, source_port, port_dialled, local_port = process.stdout.split()
+    assert (source, source_port) == (LOOPBACK, local_port)
+    assert int(port_dialled) == daemon.tcp_ports[1]

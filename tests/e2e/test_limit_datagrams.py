@@ -5,6 +5,7 @@ dig sends its query under socksify; the other client is written from RFC 1928.
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -94,7 +95,7 @@ def check_drops(daemon: Netproxyd, case: Case, count: int) -> None:
     assert daemon.drops() == {name: count}
     decided = case.decided.replace("[", r"\[").replace("]", r"\]")
     record = f'msg=refused reason="{case.reason}" .*user=alice network=udp .*decided={decided} '
-    daemon.said(rf"{record}datagrams=\d+$")
+    daemon.said(rf"{record}datagrams=\d+ id=")
 
 
 @pytest.mark.parametrize("name", DROPPED)
@@ -131,7 +132,7 @@ def test_associations_of_a_user_with_nothing_left_are_refused(
             association.echo(udp_echo.address, b"8 bytes.")
             if name == "ban":
                 ban(tmp_path / "state" / "control", ALICE[0])
-            ended = f'ended="{case.reason}" .*decided={case.decided}$'
+            ended = f'ended="{case.reason}" .*decided={case.decided} id='
             daemon.said(f"msg=finished .*user=alice network=udp .*{ended}")
             for _ in range(DATAGRAMS):
                 association.send(udp_echo.address, b"beyond")
@@ -141,7 +142,7 @@ def test_associations_of_a_user_with_nothing_left_are_refused(
     assert caught.value.code == 2
     status, said = dig_by_socks5(Proxy(daemon.server, ALICE), dns.address, tmp_path)
     assert status != 0 and ANSWER not in said and not dns.sources
-    daemon.said(f'msg=refused reason="{case.reason}" .*user=alice .*decided={case.decided}$', 2)
+    daemon.said(f'msg=refused reason="{case.reason}" .*user=alice .*decided={case.decided} id=', 2)
     assert daemon.status()[f"requests_refused{{{case.reason}}}"] >= 2
     assert len(udp_echo.sources) == case.first
 
@@ -164,8 +165,8 @@ def test_connect_udp_beyond_the_limit_gets_429(
             answer = b"".join(iter(lambda: client.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ") and b"\r\nRetry-After: 5" in head
-    assert body == b"session limit\n"
+    assert re.fullmatch(rb"session limit \(id [0-9a-z]{6}\)\n", body)
     status = daemon.status()
     assert status["requests_refused{session limit}"] == 1
     assert not [name for name in status if name.startswith("dial_failures")]
-    daemon.said(f'msg=refused reason="session limit" .*user=alice .*decided={case.decided}$')
+    daemon.said(f'msg=refused reason="session limit" .*user=alice .*decided={case.decided} id=')

@@ -190,7 +190,7 @@ def test_raised_quota_lets_the_user_in_again(
     reloaded = Reloaded(netproxyd, tmp_path, "limits: {quota: {month: 8B}}")
     with closing(reloaded.connect(tcp_echo)) as sock:
         echo(sock, b"used up")
-        reloaded.daemon.said('ended="quota used up" decided=users.alice.limits.quota$')
+        reloaded.daemon.said('ended="quota used up" decided=users.alice.limits.quota id=')
         assert sock.recv(1) == b""
     assert reloaded.code() == reloaded.code(ASSOCIATE) == 2
     reloaded.change("limits: {quota: {month: 1KiB}}")
@@ -218,7 +218,7 @@ def test_moved_date_ends_and_admits(
         echo(sock, b"now")
         association.echo(udp_echo.address, b"now")
         reloaded.change("expires: 2020-01-31")
-        ended = 'ended="user expired" .*decided=users.alice.expires$'
+        ended = 'ended="user expired" .*decided=users.alice.expires id='
         daemon.said(f"msg=finished .*user=alice network=(tcp|udp) .*{ended}", times=2)
         assert sock.recv(1) == b""
         association.send(udp_echo.address, b"too late")

@@ -21,7 +21,7 @@ from tests.support.dns import a, query, question
 from tests.support.nameservers import answer_datagrams, answer_to
 from tests.support.sockets import Task, udp
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
 ATTACKERS = pytest.mark.parametrize("attackers", [1, 2, 50])
 # Names of the good client.

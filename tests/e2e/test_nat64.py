@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.peers import CONNECT, Association, Refused, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import LOOPBACK, Netproxyd
+from tests.e2e.support import LOOPBACK, PROCESSES, Netproxyd
 from tests.support.dns import question, record
 from tests.support.nameservers import answer_datagrams, answer_to, question_of
 from tests.support.sockets import Task
@@ -93,8 +93,9 @@ def test_ipv4_target_is_reached_from_an_ipv6_only_network(
             target = (TARGET, udp.address[1])
             assert client.echo(target, b"hello") == (target, client.bound)
         assert {host for host, _ in udp.sources} == {BOX6}
-    # The prefix is looked up once.
-    assert net.asked.count(question(NAME, 28)) == (nat64 == "auto")
+    # The prefix is looked up once, by each process that needs it.
+    lookups = net.asked.count(question(NAME, 28))
+    assert 1 <= lookups <= PROCESSES if nat64 == "auto" else not lookups
     assert len(daemon.said(f" target={TARGET}:", 3)) == 3
 
 

@@ -21,7 +21,7 @@ from tests.e2e.peers import (
     socks5,
     udp,
 )
-from tests.e2e.support import SECONDS, Netproxyd, wait_for
+from tests.e2e.support import PROCESSES, SECONDS, Netproxyd, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -152,6 +152,34 @@ def test_ipv6_client_is_not_told_an_announced_ipv4_address(netproxyd: Start, net
     sock, bound = socks5((BOX6, PORT), ASSOCIATE, ("::", 0), make=net.client.socket)
     sock.close()
     assert bound == (BOX6, PORT)
+
+
+@pytest.fixture
+def uplink(net: Net) -> Iterator[str]:
+    """Return the name of an interface of the box without an address."""
+    net.box.ip("link", "add", "uplink", "type", "veth", "peer", "name", "modem")
+    net.box.ip("link", "set", "uplink", "up")
+    yield "uplink"
+    net.box.ip("link", "delete", "uplink")
+
+
+def test_announced_address_follows_an_interface_without_a_restart(
+    netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho], uplink: str
+) -> None:
+    first, second = "198.51.100.1", "198.51.100.2"
+    listen = f":{PORT}?announce.interface={uplink}&clients={CLIENTS}"
+    daemon = start_on_box(netproxyd, net, listen)
+    for before, announced in ((BOX, ""), ("", first), (first, second), (second, "")):
+        if before in (first, second):
+            net.box.ip("address", "delete", f"{before}/24", "dev", uplink)
+        if announced:
+            net.box.ip("address", "add", f"{announced}/24", "dev", uplink)
+        with Association((BOX, PORT), make=net.client.socket) as client:
+            assert client.bound == (announced or BOX, PORT)
+            target = two_echoes[0].address
+            assert client.echo(target, b"hello") == (target, client.bound)
+    daemon.said("uplink has no IPv4 address to announce", 2)
+    daemon.said(rf"announces {second}:{PORT} \(interface uplink, it was {first}:{PORT}\)")
 
 
 # -- a wildcard listener
@@ -286,8 +314,9 @@ def test_daemon_without_arguments_listens_on_loopback(netproxyd: Start, net: Net
     if os.path.exists("/etc/netproxy/netproxyd.yaml"):
         pytest.skip("this machine has a configuration of its own")
     daemon = netproxyd(make=net.client.socket, preexec_fn=net.client.enter)
+    workers = f", {PROCESSES} workers" if PROCESSES > 1 else ""
     assert [line.split(" serves ")[1] for line in daemon.log.splitlines()] == [
-        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, upstream direct"
+        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, upstream direct{workers}"
     ]
     with (
         UdpEcho(make=net.client.socket) as target,

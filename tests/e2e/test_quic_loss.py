@@ -25,15 +25,15 @@ from tests.e2e.support import START_SECONDS, environment, wait_for
 from tests.support.sockets import Task
 
 pytest.importorskip("aioquic", reason="aioquic is not installed")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.any_workers]
 
-SIZE = 20_000_000
-# The limit of the transfer, which takes ten seconds.
+SIZE = 10_000_000
+# The limit of the transfer, which takes five seconds.
 TRANSFER_SECONDS = 90.0
 # Per cent of the datagrams, in each direction.
 LOSS = 3
-# At least so many are lost of some 30,000: the transfer meets real loss.
-LOST = 300
+# At least so many are lost of some 15,000: the transfer meets real loss.
+LOST = 150
 CLIENT, BOX, BOX_TO_SERVER, SERVER = "10.79.1.2", "10.79.1.1", "10.79.2.1", "10.79.2.2"
 PORT = 1080
 # Bytes of the SOCKS5 header before a datagram of an IPv4 source.

@@ -24,7 +24,7 @@ from tests.e2e.peers import (
     socks5,
     udp,
 )
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, environment, program
+from tests.e2e.support import ANY_PORT, LOOPBACK, PROCESSES, Netproxyd, environment, program
 from tests.support import dns
 from tests.support.ports import free_port, reserve_port
 
@@ -241,6 +241,11 @@ timeouts: {{connect: 300s}}
         with socks5(daemon.server, CONNECT, target, make=daemon.make)[0] as sock:
             echo(sock, b"hello")
 
+    def teach(self, daemon: Netproxyd, target: tuple[str, int]) -> None:
+        """Have all workers learn of the target: the kernel gives connections to any of them."""
+        for _ in range(1 if PROCESSES == 1 else 16):
+            self.visit(daemon, target)
+
     @staticmethod
     def direct_attempts(net: tuple[Namespace, Namespace]) -> int:
         """Return how many packets to the unreachable address were dropped."""
@@ -255,7 +260,7 @@ timeouts: {{connect: 300s}}
         daemon, upstream = daemons
         with TcpEcho(SERVER, net[1].socket) as target:
             before = self.direct_attempts(net)
-            self.visit(daemon, target.address)
+            self.teach(daemon, target.address)
             attempts = self.direct_attempts(net)
             assert attempts > before
             self.visit(daemon, target.address)
@@ -283,6 +288,6 @@ timeouts: {{connect: 300s}}
             UdpEcho(SERVER, net[1].socket, port=port) as datagrams,
             Association(daemon.server, make=daemon.make) as client,
         ):
-            self.visit(daemon, target.address)
+            self.teach(daemon, target.address)
             client.echo(target.address, b"hello")
             assert {source[0] for source in datagrams.sources} <= {SERVER, SERVER_SECOND}

@@ -22,9 +22,10 @@ import pytest
 
 from netproxy import cli
 from netproxy.access.users import hash_password
-from netproxy.admin.commands import Commands
+from netproxy.admin.content import DaemonContent
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import connect_udp, tunnel
+from netproxy.protocol import tunnel
+from netproxy.protocol.http import connect_udp
 from netproxy.net.stream import Stream, complete
 from tests.e2e.conftest import Start
 from tests.e2e.origin import Origin, serving
@@ -32,7 +33,7 @@ from tests.e2e.peers import Association, Endpoint, Refused, TcpEcho, UdpEcho, so
 from tests.e2e.support import LOOPBACK, ROOT, SECONDS, Netproxyd, environment, run_netproxyd
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 NAMES = (
     *("plain", "hashed", "filed", "env", "file", "asked", "wrong", "badpair", "nobody"),
@@ -129,7 +130,7 @@ class Planted:
         self.office = office
         # The tunnel between them takes descriptors.
         self.daemon.baseline = office.baseline = 0
-        self.path = self.daemon.process.args[-1]
+        self.path = self.daemon.process.args[self.daemon.process.args.index("-c") + 1]
         self.office.said("tunnel.*connected|connected.*tunnel")
 
     def check(self, seen: dict[str, bytes]) -> None:
@@ -208,6 +209,7 @@ def test_no_secret_is_seen_of_a_daemon_at_level_debug(planted: Planted, origin: 
     planted.check(seen)
 
 
+@pytest.mark.any_workers
 def test_no_secret_is_printed_by_check_and_explain(planted: Planted) -> None:
     """Hazard 111."""
     seen = {}
@@ -221,6 +223,7 @@ def test_no_secret_is_printed_by_check_and_explain(planted: Planted) -> None:
     planted.check(seen)
 
 
+@pytest.mark.any_workers
 def test_no_secret_is_printed_for_a_wrong_configuration(planted: Planted) -> None:
     """Hazard 111: each line of the file with a secret, broken in several ways."""
     lines = planted.text.splitlines()
@@ -381,7 +384,7 @@ def _exchange(server: Endpoint, data: bytes) -> bytes:
 def _answers_of_control(planted: Planted) -> dict[str, bytes]:
     """Ask every command of the control socket, except those that end something."""
     none: Any = None
-    commands = Commands(none, none, none, none).table().keys() - {"kill", "drain"}
+    commands = DaemonContent(none, none).commands(none, none).keys() - {"kill", "drain"}
     flows = ("tcp -> a.example:1", "udp 127.0.0.1 plain@127.0.0.2 -> 192.0.2.1:1")
     answers = {}
     for path in ("control", "office"):

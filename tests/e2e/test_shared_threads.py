@@ -21,7 +21,7 @@ from tests.e2e.peers import Association, encode
 
 pytestmark = pytest.mark.e2e
 
-SHARED = ("poller", "tcp-listener", "udp-listener", "udp-session", "janitor")
+SHARED = ("poller", "tcp-listener", "udp-listener", "udp-session", "janitor", "inbox")
 EVENTS = (
     *("open", "import", "os.listdir", "os.scandir", "glob.glob", "time.sleep"),
     *("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"),
@@ -33,14 +33,15 @@ CONNECT = "socket.connect"
 AUDITED_START = f"""
 import os, runpy, sys, threading
 
-out = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+# As standard input, which workers keep open.
+os.dup2(os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 0)
 
 def note(event, arguments):
     if event in {(*EVENTS, CONNECT)!r}:
         # Not current_thread(), which would name a thread that has not begun yet.
         thread = threading._active.get(threading.get_ident())
         name = thread.name if thread else "?"
-        os.write(out, f"{{name}}\\t{{event}} {{arguments!r}}\\n".encode())
+        os.write(0, f"{{name}}\\t{{event}} {{arguments!r}}\\n".encode())
 
 sys.addaudithook(note)
 sys.path.insert(0, os.getcwd())

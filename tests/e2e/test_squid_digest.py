@@ -11,7 +11,7 @@ from tests.e2e.peers import CONNECT, Endpoint, Refused, TcpEcho, exactly, socks5
 from tests.e2e.support import LOOPBACK, Netproxyd
 from tests.e2e.upstreams import Programs, squid_with_digest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
 CONFIGURATION = f"""
 listeners:

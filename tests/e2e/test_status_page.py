@@ -7,20 +7,22 @@ could choose it: the page must show it as text.
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import socket
 import subprocess
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
 from netproxy.protocol import socks5
 from tests.e2e.conftest import Start
-from tests.e2e.support import Netproxyd, environment
+from tests.e2e.support import SECONDS, Netproxyd, environment, wait_for
 from tests.support.ports import free_port
-from tests.support.sockets import SECONDS, read_exactly, server
+from tests.support.sockets import read_exactly, server
 
 pytestmark = pytest.mark.e2e
 
@@ -69,14 +71,15 @@ def browse(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
-    """A daemon with one connection of the user EVIL and one refused login.
+    """A daemon with a connection of the user EVIL, a refused login and a refused client.
 
     Hazard 143: the name also has characters that reverse the text or have no width.
     """
     port = free_port()
     config = (
         f"metrics: 127.0.0.1:{port}\nmetrics_token: {TOKEN}\nstatus_page: true\n"
-        "listeners: [{listen: '127.0.0.1:0', name: main, auth: optional}]\n"
+        "listeners:\n- {listen: '127.0.0.1:0', name: main, auth: optional}\n"
+        "- {listen: '127.0.0.1:0', name: shut, network: tcp, clients: 10.0.0.0/8}\n"
         f'users: {{"{EVIL}": {{password: secret}}}}\n'
         "upstreams: {office: 'socks5://127.0.0.1:1'}\n"
     )
@@ -99,7 +102,21 @@ def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
         read_exactly(client, 10)
         client.sendall(b"x" * 5000)
         read_exactly(client, 5000)
+        with socket.create_connection((daemon.host, daemon.tcp_ports[1]), SECONDS) as stranger:
+            assert stranger.recv(1) == b""
+        # The parent of workers collects usage now and then; the page's clock does not wait for it.
+        wait_for(lambda: usage(daemon) == {"up": 5000, "down": 5000}, SECONDS, "the usage")
         yield daemon
+
+
+def usage(daemon: Netproxyd) -> Any:
+    """Return what the user has moved, as the daemon tells the page."""
+    request = Request(
+        f"{daemon.page}status.json",  # type: ignore[attr-defined]
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
+        return next(row["total"] for row in json.load(answer)["users"] if row["name"] == EVIL)
 
 
 def text_of(document: str) -> str:
@@ -133,12 +150,16 @@ def test_page_shows_the_status_and_names_as_text(
     assert "<title>NetProxy</title>" in document
     users = re.search(r'<table id="users".*?</table>', document, re.S)
     assert users and SHOWN in text_of(users[0]) and "10.0 kB" in text_of(users[0])
+    [incident] = re.findall(r"client not allowed.* listener=shut .* id=([a-z0-9]+)", daemon.log)
+    refusals = re.search(r'<ul id="refusals">.*?</ul>', document, re.S)
+    assert refusals and incident in text_of(refusals[0])
     assert re.search(r'<section id="bansShown" hidden="">', document)
     assert re.search(r'id="lineDown"[^>]* d="M', document)
     assert TOKEN not in document
     assert TOKEN not in daemon.log
 
 
+@pytest.mark.any_workers
 def test_page_without_the_token_shows_nothing(
     daemon: Netproxyd, browse: Callable[..., str]
 ) -> None:

@@ -14,7 +14,7 @@ from tests.e2e.origin import BIG, HELLO, Origin, serving
 from tests.e2e.support import LOOPBACK, Netproxyd, environment, program, run_netproxyd
 from tests.support.certificates import PASS_PHRASE, Certificates, certificates
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
 PART = BIG[:5_000_000]
 FORWARD_AND_CONNECT = pytest.mark.parametrize("options", ((), ("-p",)), ids=("forward", "connect"))

@@ -28,7 +28,7 @@ from tests.e2e.test_udp_clients import ANSWER, dig, dns_answer
 from tests.support.certificates import certificates
 from tests.support.sockets import Task
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 LONG = bool(os.environ.get("NETPROXY_LONG"))
 TCP_BYTES, QUIC_BYTES = (100_000_000, 20_000_000) if LONG else (8_000_000, 2_000_000)
@@ -66,8 +66,9 @@ table ip cut { chain everything { type filter hook forward priority -10; drop; }
 # The daemon with timeouts of seconds in place of a minute.
 SHORT_TIMEOUTS = """
 import sys
-from netproxy.tunnel import agent, control
-control.HEARTBEAT_SECONDS, control.DEAD_SECONDS = 0.5, 3.0
+from netproxy.tunnel import agent
+from netproxy.tunnel.control import connection
+connection.HEARTBEAT_SECONDS, connection.DEAD_SECONDS = 0.5, 3.0
 agent.RECONNECT_FIRST, agent.RECONNECT_LIMIT = 0.4, 0.8
 from netproxy.cli import main
 raise SystemExit(main(sys.argv[3:]))
@@ -222,6 +223,7 @@ def thread_count(daemon: Netproxyd) -> int:
 # -- public ports
 
 
+@pytest.mark.any_workers
 def test_ssh_through_a_public_port(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     for name in ("host", "user"):
         subprocess.run(
@@ -368,6 +370,7 @@ def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
         server.wait()
 
 
+@pytest.mark.any_workers
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["up", "down"])
 def test_iperf3_through_a_public_port(iperf3: Iperf3, direction: tuple[str, ...]) -> None:
     """Its control connection and its streams use the same port.
@@ -397,6 +400,7 @@ def test_dns_queries_through_a_public_port(tunnel: Tunnel, net: Net) -> None:
             assert dig((BRIDGE, DNS), name=f"n{number}.test", preexec_fn=net.user.enter) == ANSWER
 
 
+@pytest.mark.any_workers
 def test_quic_through_a_public_port(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     pytest.importorskip("aioquic")
     from tests.e2e import quic

@@ -213,6 +213,7 @@ def run_with(interpreter: Interpreter) -> dict[str, Any]:
     return {"python": (interpreter.path,), "env": environment(**interpreter.environment)}
 
 
+@pytest.mark.any_workers
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_bridge_and_agent_of_different_python_versions(
     netproxyd: Start, versions: tuple[Interpreter, Interpreter], tls: bool

@@ -91,6 +91,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socks5_udp, "RETRY_SECONDS", STEP)
 
 
+@pytest.mark.any_workers
 class TestOneHop:
     @pytest.mark.parametrize("size", [0, 1, 1200, 60_000])
     def test_datagrams_are_echoed_with_the_targets_address(self, size: int) -> None:
@@ -131,7 +132,13 @@ class TestOneHop:
             send_until_answered(client, echo.address, b"first")
             for data in sent:
                 client.to(Address(*echo.address), data)
-            assert [client.receive() for _ in sent] == [(data, echo.address) for data in sent]
+            received: list[object] = []
+            while len(received) < len(sent):
+                answer = client.receive()
+                # On a slow machine the first datagram was sent more than once.
+                if answer[0] != b"first":
+                    received.append(answer)
+            assert received == [(data, echo.address) for data in sent]
 
     def test_upstream_association_ends_with_the_client(self) -> None:
         with running() as far, running(through(far.port)) as near, UdpEcho() as echo:
@@ -145,6 +152,7 @@ class TestOneHop:
             )
 
 
+@pytest.mark.any_workers
 def test_datagrams_pass_a_chain_of_two_hops() -> None:
     with (
         running() as last,
@@ -161,6 +169,7 @@ def test_datagrams_pass_a_chain_of_two_hops() -> None:
         assert not near.drops() | first.drops() | last.drops()
 
 
+@pytest.mark.any_workers
 class TestLoss:
     @pytest.mark.parametrize("end", ["fin", "reset"])
     def test_session_survives_the_end_of_its_upstream_control_connection(self, end: str) -> None:
@@ -223,6 +232,7 @@ def test_datagrams_through_dante_are_echoed(dante: str, netproxyd: Start) -> Non
         assert len(set(first.sources)) == 1
 
 
+@pytest.mark.any_workers
 @pytest.mark.parametrize(
     "hops, carried, warned",
     [

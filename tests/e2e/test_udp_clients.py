@@ -108,6 +108,7 @@ def test_dig_behind_v2ray_with_a_password_is_answered(
     assert users_daemon.said(f" user=alice network=udp target={LOOPBACK}:{dns.address[1]} ")
 
 
+@pytest.mark.any_workers
 def test_quic_behind_v2ray_is_relayed(open_daemon: Netproxyd, tmp_path: Path) -> None:
     pytest.importorskip("aioquic")
     from tests.e2e import quic

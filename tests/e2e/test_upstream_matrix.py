@@ -19,7 +19,7 @@ from tests.e2e.support import ANY_PORT, LOOPBACK, SECONDS, Netproxyd, wait_for
 from tests.e2e.upstreams import PIECE, Exchange, Programs, http_connect, secured
 from tests.support.certificates import certificates
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.any_workers]
 
 SIZES = (1, 100, 1200, 8000)
 # Datagrams of each size, or to an upstream without UDP.

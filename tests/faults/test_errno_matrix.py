@@ -26,6 +26,8 @@ from tests.support.sockets import wait_until
 
 pytest.importorskip("yaml")
 
+pytestmark = pytest.mark.long
+
 _EXHAUSTED = (errno.ENOBUFS, errno.ENOMEM)
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 # From the manual pages, and what the kernel passes on of ICMP and of netfilter.

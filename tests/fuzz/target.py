@@ -12,11 +12,11 @@ import importlib
 import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, TypeAlias
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.interfaces.connections import Steps
-from netproxy.net.framed import Framing
+from netproxy.interfaces.datagrams import Framing
 from netproxy.net.stream import Stream
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -27,7 +27,7 @@ TRAILING = b"\x05\x04\x00\r\n\r\nGET a"
 _PATIENCE = 4
 """Needs that a codec may yield beyond one for each byte."""
 
-Read = Callable[[Stream], Steps[Any]]
+Read: TypeAlias = "Callable[[Stream], Steps[Any]]"
 """A codec's function over a Stream.  Any: each codec has its own result."""
 
 
@@ -167,18 +167,19 @@ Frame = tuple[bytes, "bytes | None"]
 """A payload and its raw address."""
 
 
-def check_framing(framing: Framing, data: bytes, room: int) -> list[Frame]:
+def check_framing(make: Callable[[], Framing], data: bytes, room: int) -> list[Frame]:
     """Check that frames are found alike however their bytes come, and return them.
 
-    `room`: bytes in which every frame fits, so that a buffer of this size never fills up.
+    `make` returns the framing of a new stream.  `room`: bytes in which every frame fits, so that
+    a buffer of this size never fills up.
     """
-    whole = _find_frames(framing, data, len(data) or 1)
+    whole = _find_frames(make(), data, len(data) or 1)
     for size in (1, 1 + zlib.crc32(data) % 64):
-        pieces = _find_frames(framing, data, size)
+        pieces = _find_frames(make(), data, size)
         assert pieces == whole, (pieces, whole)
     if whole.rest:
         try:
-            frame = framing.find(bytearray(whole.rest + bytes(room)), 0, len(whole.rest) + room)
+            frame = make().find(bytearray(whole.rest + bytes(room)), 0, len(whole.rest) + room)
         except ProtocolError:
             pass
         else:
@@ -197,7 +198,7 @@ class _Frames(NamedTuple):
 def _find_frames(framing: Framing, data: bytes, size: int) -> _Frames:
     """Find the frames in bytes that come `size` at a time.
 
-    Does as net.framed.FramedStream: a frame without an address is skipped.
+    Does as net.frames.framed.FramedStream: a frame without an address is skipped.
     """
     frames: list[Frame] = []
     memory = bytearray()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.handler.announce import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer, ConfiguredAddress
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.net.stream import Stream, complete
@@ -39,11 +39,11 @@ def announcer(*announced: tuple[str, Address]) -> Announcer:
     return Announcer(
         [
             Announcement(
-                NetworkSet(map(IpNetwork.parse, clients.split())) if clients else None, address
+                NetworkSet(map(IpNetwork.parse, clients.split())) if clients else None,
+                ConfiguredAddress(address, NamesResolver()),
             )
             for clients, address in announced
-        ],
-        NamesResolver(),
+        ]
     )
 
 
@@ -139,6 +139,8 @@ def bound(text: str, server: str = LOCALHOST, source: str = LOCALHOST) -> tuple[
         ("203.0.113.5:1234", "203.0.113.5", 1234),
         ("localhost", "127.0.0.1", 0),
         ("0.0.0.0", "127.0.0.1", 0),
+        ("{interface: lo}", "127.0.0.1", 0),
+        ("[{interface: nonexistent0}, 203.0.113.5]", "203.0.113.5", 0),
         ("'[2001:db8::5]:1234'", "127.0.0.1", 0),
         ("['2001:db8::5', 203.0.113.5]", "203.0.113.5", 0),
         ("[{clients: 127.0.0.0/8, address: 198.51.100.1}, 203.0.113.5]", "198.51.100.1", 0),

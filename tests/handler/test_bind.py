@@ -9,7 +9,7 @@ import pytest
 
 from netproxy.dialer.plain.block import BlockDialer
 from netproxy.errors import DialError, Reason
-from netproxy.handler.announce import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer, ConfiguredAddress
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Events, Handshake
 from netproxy.interfaces.flows import Flow
@@ -125,6 +125,7 @@ def test_bind_sends_two_replies_then_relays(version: Version) -> None:
     # The router chooses an upstream for the flow, but nothing is dialled.
     assert not dependencies.dialled
     assert dependencies.router.flows[0].target == PEER
+    assert dependencies.router.flows[0].command == "bind"
 
 
 def test_accepted_peer_has_keepalive_and_user_timeout() -> None:
@@ -280,8 +281,13 @@ def test_unknown_name_of_peer_is_refused_at_once() -> None:
         client.expect_end()
 
 
+def announcing(address: Address) -> Announcer:
+    """Return an Announcer that tells all clients an address."""
+    return Announcer([Announcement(None, ConfiguredAddress(address, LiteralResolver()))])
+
+
 def test_first_reply_names_the_announced_address(version: Version) -> None:
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], LiteralResolver())
+    announcer = announcing(Address("203.0.113.5", 0))
     client, bound = begin(version, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -291,7 +297,7 @@ def test_first_reply_names_the_announced_address(version: Version) -> None:
 
 def test_announced_port_is_never_told_for_a_bind(version: Version) -> None:
     """The port in `announce` is that of the UDP relay; a BIND listens on another port."""
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], LiteralResolver())
+    announcer = announcing(Address("203.0.113.5", 1080))
     client, bound = begin(version, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -302,8 +308,7 @@ def test_announced_port_is_never_told_for_a_bind(version: Version) -> None:
 
 def test_announced_name_is_looked_up_by_a_pool_thread() -> None:
     """A lookup blocks, and would stop the poller's thread, which serves all connections."""
-    announced = Announcement(None, Address("localhost", 0))
-    binder = dependencies_of(announcer=Announcer([announced], LiteralResolver())).binder
+    binder = dependencies_of(announcer=announcing(Address("localhost", 0))).binder
     replies: list[Address] = []
 
     def encode(bound: Address) -> bytes:
@@ -369,7 +374,7 @@ def test_hundred_binds_leave_no_descriptor_open(version: Version) -> None:
 
 
 def test_socks4_replies_are_ipv4_though_ipv6_is_announced() -> None:
-    announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], LiteralResolver())
+    announcer = announcing(Address("2001:db8::5", 0))
     client, bound = begin(Socks4, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == LOCALHOST

@@ -108,9 +108,9 @@ class Target:
     """Listens on TCP and UDP, and counts the connections."""
 
     def __init__(self, host: str = OTHER, port: int = 0) -> None:
-        self.tcp = socket.create_server((host, port), backlog=32)
-        self.udp = UdpPort(host, self.tcp.getsockname()[1])
-        self.port = self.udp.address.port
+        self.port = port or free_port(host)
+        self.tcp = socket.create_server((host, self.port), backlog=32)
+        self.udp = UdpPort(host, self.port)
         self.came = 0
         self._thread = threading.Thread(target=self._accept, name="test-target", daemon=True)
         self._thread.start()

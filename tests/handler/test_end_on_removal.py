@@ -9,7 +9,9 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import capsule, connect_udp, socks5
+from netproxy.protocol import socks5
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from tests.handler.test_reload_permissions import Association, UotStream, log_in
 from tests.support.handlers import LOCALHOST, eventually
 from tests.support.relays import Running, UdpPort, running

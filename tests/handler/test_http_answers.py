@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netproxy.handler import http_forward
 from netproxy.errors import Reason
 from tests.support.origin import Rig, check_refused, get
 
@@ -35,13 +36,14 @@ def test_request_with_own_via_is_refused_as_loop() -> None:
     assert len(rig.dialled) == 1
 
 
-def test_via_of_another_netproxy_is_no_loop() -> None:
-    """Hazard 70."""
+def test_via_of_another_netproxy_is_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 70.  All listeners of a daemon have one pseudonym."""
     with Rig() as rig:
         assert (
             rig.client(get(b"a.test", b"/", b"Via: 1.1 netproxy-0123456789ab")).answer().body
             == b"ok"
         )
+    monkeypatch.setattr(http_forward, "PSEUDONYM", b"netproxy-ba9876543210")
     with Rig() as other:
         assert (
             other.client(get(b"a.test", b"/", b"Via: " + rig.origin.requests()[0].get(b"via")[0]))

@@ -9,6 +9,8 @@ import pytest
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import LoginUnavailable, Reason
+from netproxy.observe.metrics import Counters
+from tests.support.logins import FailureCounts
 from tests.support.origin import OriginConnection, Rig, Wire, check_refused, get
 
 CHALLENGE = b'Basic realm="netproxy", charset="UTF-8"'
@@ -23,8 +25,11 @@ def basic(user: str, password: str, scheme: bytes = b"Basic") -> bytes:
 
 def guarded(mode: str = "required", play: object = None) -> Rig:
     """Return a Rig that demands credentials of USERS."""
-    login = Login(Users(USERS), mode)
-    return Rig(play, login=login) if play else Rig(login=login)
+    counters = Counters()
+    login = Login(Users(USERS), mode, FailureCounts(counters))
+    if play is None:
+        return Rig(login=login, counters=counters)
+    return Rig(play, login=login, counters=counters)
 
 
 def check_challenged(client: Wire) -> None:

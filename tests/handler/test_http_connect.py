@@ -8,14 +8,14 @@ import pytest
 
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
-from netproxy.protocol import connect_udp
+from netproxy.protocol.http import connect_udp
 from tests.support.flows import Anywhere
 from tests.support.origin import (
     PATIENCE,

@@ -47,11 +47,12 @@ def test_exact_bytes_of_request_and_response() -> None:
     [record] = rig.records
     assert (
         str(record.flow.target),
+        record.flow.command,
         record.flow.listener,
         record.upstream,
         record.received,
         record.ended,
-    ) == ("a.test:8080", "rig", "loopback", len(client.seen), "done")
+    ) == ("a.test:8080", "http", "rig", "loopback", len(client.seen), "done")
     assert record.sent == len(rig.origin.connections[0].seen)
 
 

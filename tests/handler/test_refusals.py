@@ -500,6 +500,7 @@ def test_steps_of_a_connection_are_told_at_level_debug() -> None:
             with far:
                 far.sendall(b"x")
                 assert read_exactly(client, 1) == b"x"
+                eventually(lambda: steps(relay)[-1] == "first byte")
         expected = ["accepted", "protocol", "methods", "request", "routed", "connected"]
         eventually(lambda: steps(relay) == [*expected, "first byte", "ended", "closed"])
         routed = next(line for line in relay.log.lines if "step=routed" in line)

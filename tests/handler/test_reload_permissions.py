@@ -14,7 +14,9 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream, complete
-from netproxy.protocol import capsule, connect_udp, socks5, uot
+from netproxy.protocol import socks5, uot
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
 from tests.support.dns import query, question

@@ -6,6 +6,7 @@ import pytest
 
 from netproxy.errors import LimitError, Reason
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from tests.support.handlers import Conversation, HandlerDependencies, check_relay
 
 TARGET = Address("192.0.2.1", 80)
@@ -39,7 +40,7 @@ def test_connect_is_granted_with_the_real_bound_address() -> None:
         check_relay(client, target)
     assert dependencies.dialled == [TARGET]
     flow = dependencies.router.flows[0]
-    assert flow == ("tcp", client.local, TARGET, "test", "", (), None, None)
+    assert flow == Flow("tcp", client.local, TARGET, "test", "")
     record = dependencies.log.records[0]
     assert (record.flow, record.upstream, record.sent, record.received, record.ended) == (
         flow,

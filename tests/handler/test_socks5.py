@@ -9,6 +9,7 @@ import pytest
 
 from netproxy.errors import EndOfStream, LoginUnavailable, Reason
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from tests.support.handlers import (
     LOCALHOST,
     SECONDS,
@@ -59,7 +60,7 @@ def test_connect_succeeds_with_the_real_bound_address() -> None:
         check_relay(client, target)
     assert dependencies.dialled == [TARGET]
     flow = dependencies.router.flows[0]
-    assert flow == ("tcp", client.local, TARGET, "test", "", (), None, None)
+    assert flow == Flow("tcp", client.local, TARGET, "test", "")
     record = dependencies.log.records[0]
     assert (record.flow, record.upstream, record.sent, record.received, record.ended) == (
         flow,

@@ -146,6 +146,20 @@ def test_datagrams_of_a_train_reach_the_targets_they_name(relay: Running) -> Non
             target.expect(b"%04d" % at)
 
 
+@pytest.mark.parametrize("last", [b"last", b"short", b""], ids=["shorter", "equal", "empty"])
+@pytest.mark.parametrize("host", [LOCALHOST, "::1"])
+def test_train_to_one_target_arrives_whole_and_in_order(
+    relay: Running, host: str, last: bytes
+) -> None:
+    """The last datagram may be a header alone: no train to the target can end with it."""
+    with UdpClient(relay.port) as client, UdpPort(host) as target:
+        client.check_echo(target)
+        payloads = [b"%05d" % at for at in range(20)] + [last]
+        send_train(client.socket, [header(target) + data for data in payloads], client.bound)
+        for data in payloads:
+            target.expect(data)
+
+
 def test_datagram_of_60000_bytes_passes_in_both_directions(relay: Running) -> None:
     data = bytes(range(250)) * 240
     with UdpClient(relay.port) as client, UdpPort() as target:

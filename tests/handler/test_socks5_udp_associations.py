@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import encode_header, read_reply
 from tests.support.handlers import LOCALHOST, descriptors, eventually
+from tests.support.ports import CANDIDATES
 from tests.support.relays import (
     NO_HINT,
     SPS,
@@ -385,7 +385,7 @@ def test_new_target_after_a_reload_uses_the_new_upstream(relay: Running) -> None
 
 def free_ports(count: int) -> tuple[int, int]:
     """Return the first and last of `count` free ports that the kernel does not assign itself."""
-    for first in range(20_000 + os.getpid() % 10_000, 32_000, count):
+    for first in range(CANDIDATES.start, CANDIDATES.stop - count, count):
         try:
             for port in range(first, first + count):
                 UdpPort(LOCALHOST, port).close()

@@ -19,17 +19,17 @@ from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
-from netproxy.dialer.http import HttpDialer
+from netproxy.dialer.web.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, EndOfStream, Reason, StreamError
-from netproxy.handler import stream_udp
+from netproxy.handler.datagrams import stream_service
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.http import HttpHandler
 from netproxy.handler.http_forward import Forwarder
-from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Socks5Handler, Socks5Login
-from netproxy.handler.stream_udp import StreamUdpRelay
+from netproxy.handler.socks.socks4 import Socks4Handler
+from netproxy.handler.socks.socks5 import Socks5Handler, Socks5Login
+from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.fairness import ClientTask
@@ -37,14 +37,16 @@ from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
-from netproxy.net.framed import QUEUE_LIMIT, FramedSocket
+from netproxy.net.frames.framed import QUEUE_LIMIT, FramedSocket
 from netproxy.net.stream import Stream, complete
-from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
+from netproxy.relay.nat import NatTable
+from netproxy.resolver.client_names.name_tables import NameTables
 from netproxy.relay.quota import SessionLimits
+from netproxy.relay.table.policy import NatDependencies, NatPolicy
 from tests.support.accounts import account_book
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_packets
-from tests.support.flows import Anywhere, udp_to
+from tests.support.flows import Anywhere, NamesNothing, udp_to
 from tests.support.handlers import (
     PIPE_LIMITS,
     Conversation,
@@ -97,7 +99,7 @@ class Names:
         return [target._replace(host=self.known[target.host])]
 
 
-class Rig:
+class Rig(NamesNothing):
     """The handlers of a listener that serves datagrams in streams.  It is their Router."""
 
     def __init__(
@@ -110,9 +112,9 @@ class Rig:
         )  # type: ignore[arg-type]
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
-        dependencies = NatDependencies(
-            self.arenas, self._run, self._run, self.counts, self.records, account_book(), self.log
-        )
+        recorders = (self.counts, self.records, account_book(), self.log)
+        renew = NameTables().renew_fake
+        dependencies = NatDependencies(self.arenas, self._run, self._run, *recorders, renew)
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         permitted = permission(Login(Users({"user": "secret"}), auth), self.counts)
         relay = StreamUdpRelay(
@@ -123,7 +125,7 @@ class Rig:
             "test", connector, Forwarder(connector, IDLE), permitted, self.counts, relay
         )
         self.socks4 = Socks4Handler("test", connector, None, permitted)  # type: ignore[arg-type]
-        login = Socks5Login(permitted, self.counts)
+        login = Socks5Login(permitted)
         self.socks5 = Socks5Handler("test", connector, None, None, login)  # type: ignore[arg-type]
 
     def route(self, flow: Flow) -> Route:
@@ -383,7 +385,7 @@ class TestConnectUdp:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A stream without frames holds no thread."""
-        monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
+        monkeypatch.setattr(stream_service, "STAY_SECONDS", 0.0)
         with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
             client.send(request(path(target)))
             client.expect(ACCEPTED)
@@ -394,7 +396,7 @@ class TestConnectUdp:
     def test_connect_udp_stream_waits_for_the_idle_time_and_then_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
+        monkeypatch.setattr(stream_service, "STAY_SECONDS", 0.0)
         dialer = FakeDialer()
         near, far = tcp_pair()
         with make_rig(dialer) as rig, near, far:
@@ -475,6 +477,21 @@ class TestConnectUdpEnds:
             client.wait()
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"good"]
             assert rig.counts.of("drops", "malformed") == 1
+
+    def test_connect_udp_datagrams_of_unknown_contexts_are_dropped_and_counted(self) -> None:
+        """The record names the client; a capsule of an unknown type is no datagram."""
+        dialer = FakeDialer()
+        target = Address("192.0.2.1", 443)
+        unknown = b"\0\3\1ab" + b"\0\5\x40\2abc" + b"\x17\3abc"
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
+            client.send(request(path(target)) + unknown + capsule(b"good"))
+            client.expect(ACCEPTED)
+            wait_until(lambda: dialer.conns[0].sent)
+            assert [payload for payload, _ in dialer.conns[0].sent] == [b"good"]
+            assert rig.counts.of("drops", "unknown context") == 2
+            for refusal in rig.counts.refusals:
+                assert (refusal.client, refusal.listener) == (client.local.host, "test")
+                assert refusal.asked == target
 
     def test_connect_udp_upstream_that_ends_is_dialled_again(self) -> None:
         dialer = FakeDialer()
@@ -1240,7 +1257,7 @@ class TestClientsThatDoNotRead:
 
         Each has one small queue, and a thread that waits without an arena.
         """
-        monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
+        monkeypatch.setattr(stream_service, "STAY_SECONDS", 0.0)
         with make_rig(arenas=CountedArenas) as rig, udp() as target, ExitStack() as clients:
             peers = [self.open(rig, clients, target) for _ in range(self.STREAMS)]
             streams = list(rig.table.clients)

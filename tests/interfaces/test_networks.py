@@ -100,7 +100,7 @@ def test_set_of_networks_agrees_with_comparing_each_network() -> None:
         st.builds(network, st.just(16), sixteen.map(number), st.integers(0, 128)),
     )
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.lists(networks, max_size=12), st.lists(hosts, max_size=12))
     def check(members: list[IpNetwork], others: list[str]) -> None:
         merged = NetworkSet(members)

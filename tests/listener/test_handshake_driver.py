@@ -13,7 +13,7 @@ import pytest
 
 from netproxy.errors import ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Blocking, Handshake, Stream
+from netproxy.interfaces.connections import Blocking, Handshake, Stream, Wait
 from netproxy.listener import poller as poller_module
 from tests.support.sockets import nothing_comes, read_exactly, read_to_end, reset, wait_until
 from tests.support.tcp import TcpRig
@@ -97,6 +97,36 @@ def test_blocking_call_takes_a_pool_thread(start: Start) -> None:
     wait_until(rig.all_ended)
     assert rig.pool.threads == 1 and [name.startswith(POOL) for name in lines.blocked] == [True]
     assert rig.outcomes() == {"accepted": 1}
+
+
+@pytest.mark.parametrize("command", [b"thread\n", b"again\n"])
+def test_wait_for_a_thread_goes_on_on_the_pool_thread_that_it_has(
+    start: Start, monkeypatch: pytest.MonkeyPatch, command: bytes
+) -> None:
+    """A wait that watches nothing asks for a pool thread."""
+    rig, lines = start()
+    threads: list[int] = []
+
+    def go_on(stream: Stream, left: int, ready: bool) -> Wait | None:
+        assert ready
+        threads.append(threading.get_ident())
+        if left:
+            return Wait((), None, partial(go_on, stream, left - 1))
+        stream.reply(b"done\n")
+        return None
+
+    def handle(stream: Stream, client: Address) -> Handshake:
+        if (yield from stream.read_until(b"\n", 100)) == b"thread\n":
+            yield Blocking(lambda: threads.append(threading.get_ident()))
+        return Wait((), None, partial(go_on, stream, 2))
+
+    monkeypatch.setattr(lines, "handle", handle)
+    sock = rig.connect()
+    sock.sendall(command)
+    assert read_to_end(sock) == b"done\n"
+    wait_until(rig.all_ended)
+    assert len(threads) == 3 + (command == b"thread\n") and len(set(threads)) == 1
+    assert rig.pool.threads == 1
 
 
 def test_handshake_goes_on_from_line_to_line_on_the_pollers_thread(start: Start) -> None:

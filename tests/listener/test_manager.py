@@ -20,9 +20,16 @@ class FakeListener:
         self.handler: Any = None
         self._events = events
 
-    def start(self) -> None:
+    def start(self, held: bool = False) -> None:
         assert self.handler, "started before it was configured"
+        assert held, "it takes clients before the configuration is in force"
         self._events.append(f"start {self}")
+
+    def begin(self) -> None:
+        self._events.append(f"begin {self}")
+
+    def halt(self) -> None:
+        pass
 
     def stop(self) -> None:
         self._events.append(f"stop {self}")
@@ -220,7 +227,7 @@ class TestCommit:
         before = rig.manager.listeners
         rig.take_events()
 
-        def fail(listener: FakeListener) -> None:
+        def fail(listener: FakeListener, held: bool) -> None:
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(FakeListener, "start", fail)
@@ -288,7 +295,7 @@ class TestTwoPhases:
         specs = [want("tcp", 1), want("udp", 1)]
         attached: list[bool] = []
 
-        def start(listener: FakeListener) -> None:
+        def start(listener: FakeListener, held: bool) -> None:
             attached.append(all(spec.attached is not None for spec in specs))
 
         monkeypatch.setattr(FakeListener, "start", start)
@@ -312,3 +319,12 @@ class TestStop:
         assert [str(listener) for listener in rig.manager.stop(("tcp",))] == ["tcp 1"]
         assert rig.take_events() == ["stop tcp 1"]
         assert rig.live() == ["udp 1"]
+
+
+def test_new_listeners_take_nothing_before_they_are_told_to_begin() -> None:
+    rig = Rig()
+    bound = rig.manager.bind([want("tcp", 1080)])
+    bound.commit()
+    assert not [event for event in rig.events if event.startswith("begin")]
+    bound.begin()
+    assert [event for event in rig.events if event.startswith("begin")] == ["begin tcp 1080"]

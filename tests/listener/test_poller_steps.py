@@ -478,6 +478,32 @@ class TestReusedDescriptor:
         assert [ready for _, ready in stepper.wakes] == [False]
         assert not later.wakes and len(poller) == 1
 
+    @pytest.mark.parametrize("events", [READABLE, select.POLLIN])
+    def test_step_may_open_another_under_the_number_of_one_that_it_closed(
+        self, poller: Poller, pair: Callable[[], Pair], events: int
+    ) -> None:
+        """A login's event is closed, and the upstream's socket may have its number at once."""
+        (ours, theirs), (new, new_peer) = pair(), pair()
+        stepper, later = Stepper(), Stepper()
+        reopened: list[socket.socket] = []
+
+        def replace(descriptor: int, _: int) -> Wait:
+            number = ours.detach()
+            os.dup2(new.fileno(), number)  # closes the one that is watched
+            new.close()
+            reopened.append(socket.socket(fileno=number))
+            return echoing(later, *reopened, events=events)
+
+        stepper.answer = replace
+        poller.watch(stepper.wait_for(ours, events=READABLE), stepper)
+        theirs.send(b"x")
+        ask(new_peer)
+        ask(new_peer)
+        assert len(poller) == 1 and not stepper.unwatched and not later.unwatched
+        later.answer = closing(*reopened)
+        new_peer.send(b"x")
+        wait_until(lambda: not len(poller))
+
     def test_watch_after_the_stop_touches_no_other_epoll(
         self, log: Lines, pair: Callable[[], Pair]
     ) -> None:

@@ -17,6 +17,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
 from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.listener import tcp as tcp_module
+from netproxy.listener.sockets.accept_wait import SharedAcceptWait
 from netproxy.listener.tcp import TcpListener
 from tests.support.sockets import (
     HAS_IPV6,
@@ -311,6 +312,29 @@ class TestStop:
         rig.listener.stop()
         assert not rig.listener.thread.is_alive()
 
+    @pytest.mark.parametrize("errors", [[], [errno.EMFILE]], ids=["accepted", "accept fails"])
+    def test_stop_ends_the_listening_of_other_copies(
+        self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch, errors: list[int]
+    ) -> None:
+        """Those of other processes would take connections that nobody accepts."""
+        rig = make()
+        rig.listener._wait.close()
+        rig.listener._wait = SharedAcceptWait()  # as for a socket that was given
+        rig.listener._wait.watch(rig.listener.socket)
+        rig.listener.start()
+        with rig.listener.socket.dup():
+            rig.listener.ends_socket = True
+            monkeypatch.setattr(tcp_module, "ACCEPT_PAUSE", 0.0)
+
+            def accept(sock: socket.socket) -> None:
+                raise OSError(errors[0], os.strerror(errors[0]))
+
+            if errors:
+                monkeypatch.setattr(rig.listener, "_accept_socket", accept)
+            rig.listener.stop()
+            with pytest.raises(ConnectionRefusedError):
+                rig.connect()
+
     def test_listener_that_never_started_can_be_stopped(self, make: Callable[..., TcpRig]) -> None:
         rig = make()
         rig.listener.stop()
@@ -370,7 +394,7 @@ class TestSocketserver:
 class TestBinding:
     def test_address_in_use_is_named(self, rig: TcpRig) -> None:
         port = rig.listener.address.port
-        message = rf"^cannot listen on tcp 127\.0\.0\.1:{port}: Address already in use$"
+        message = rf"^cannot listen on tcp 127\.0\.0\.1:{port}: Address already in use \("
         with pytest.raises(ListenError, match=message):
             TcpListener(rig.listener.address, rig.serving)
 

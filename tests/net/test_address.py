@@ -137,9 +137,14 @@ class TestNetwork:
             "(ports below 1024 need CAP_NET_BIND_SERVICE)",
         ),
         (1080, errno.EACCES, "cannot listen on tcp 127.0.0.1:1080: Permission denied"),
-        (80, errno.EADDRINUSE, "cannot listen on tcp 127.0.0.1:80: Address already in use"),
+        (
+            80,
+            errno.EADDRINUSE,
+            "cannot listen on tcp 127.0.0.1:80: Address already in use "
+            "(ss -lnptu 'sport = :80' tells by which program)",
+        ),
     ],
 )
-def test_error_of_a_low_port_names_the_capability(port: int, number: int, message: str) -> None:
+def test_error_of_a_port_says_what_to_do(port: int, number: int, message: str) -> None:
     error = OSError(number, os.strerror(number))
     assert str(listen_error("tcp", Address("127.0.0.1", port), error)) == message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from typing import Any, Sequence
@@ -11,6 +12,7 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net import connect as connect_module
+from netproxy.net import syscalls
 from netproxy.net.connect import AbortableDials, connect
 from netproxy.net.socket_options import SocketOptions, tune
 from tests.support.sockets import (
@@ -209,3 +211,18 @@ def test_tune_of_a_socket_that_is_not_tcp_does_no_harm() -> None:
     with ours, theirs:
         tune(ours)
     tune(ours)
+
+
+@pytest.mark.parametrize("others", [(), (Address("192.0.2.2", 9),)])
+def test_refusal_of_the_kernel_is_not_told_as_one_of_our_rules(
+    monkeypatch: pytest.MonkeyPatch, others: tuple[Address, ...]
+) -> None:
+    """As a firewall of this machine does it."""
+    monkeypatch.setattr(syscalls, "connect", lambda sock, sockaddr: errno.EPERM)
+    with pytest.raises(DialError) as caught:
+        connect([Address("192.0.2.1", 9), *others], SECONDS)
+    error = caught.value
+    assert (error.reason, error.decided_by("rules[0]")) == (Reason.DENIED, "")
+    assert error.why == "not permitted by the kernel of this machine"
+    assert error.said == "Operation not permitted"
+    assert error.tried[0] == ("192.0.2.1:9", "Operation not permitted")

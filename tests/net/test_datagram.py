@@ -9,6 +9,7 @@ import pytest
 from netproxy.errors import ListenError
 from netproxy.net import datagram
 from netproxy.net.datagram import Arena, ArenaPool, PinnedHeader
+from netproxy.net.mmsg_arena import CONTROLS_LIMIT
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.batches import BatchRig as Rig, cut, train
 from tests.support.doubles import Counts, Lines
@@ -187,6 +188,43 @@ class TestReplies:
             assert {client.recvfrom(100) for _ in range(2)} == {
                 (used.encode(), (used, local.address.port)) for used in ("127.0.0.2", "127.0.0.3")
             }
+
+    def test_equal_datagrams_to_one_local_address_are_one_span_with_mmsg(self, rig: Rig) -> None:
+        local = rig.listen("0.0.0.0")
+        hosts = ("127.0.0.1",) * 3 + ("127.0.0.2", "127.0.0.1", "127.0.0.2")
+        with udp() as client:
+            for host in hosts[:3]:
+                client.sendto(bytes(50), (host, local.address.port))
+            alike = local.receive(rig.arena)
+            lengths = [len(offsets) for offsets, *_ in alike.spans]
+            ((_, key), *_) = cut(alike)
+            for host in hosts[3:]:
+                client.sendto(bytes(50), (host, local.address.port))
+            others = [other for _, other in cut(local.receive(rig.arena))]
+        assert lengths == ([3] if rig.datagrams.level == "mmsg" else [1, 1, 1])
+        assert others[1] == key != others[0] == others[2]
+
+    def test_trains_to_one_local_address_are_cut_each(self, rig: Rig) -> None:
+        local = rig.listen("0.0.0.0")
+        sent = [bytes((fill,)) * 100 for fill in b"abcdef"]
+        with udp() as client:
+            for first in (0, 3):
+                train(client, sent[first : first + 3], local)
+            received = rig.receive(local, 6)
+        assert [data for data, _ in received] == sent
+        assert len({key for _, key in received}) == 1
+
+    def test_more_local_addresses_than_are_remembered_have_a_key_each(self, rig: Rig) -> None:
+        local = rig.listen("0.0.0.0")
+        count = CONTROLS_LIMIT + 10
+        hosts = [f"127.0.{number >> 8}.{number & 255}" for number in range(1, count + 1)]
+        with udp() as client:
+            seen = []
+            for host in (*hosts, hosts[0]):
+                client.sendto(b"x", (host, local.address.port))
+                ((_, key),) = rig.receive(local, 1)
+                seen.append(datagram.reached_address(local, key).host)
+        assert seen == [*hosts, hosts[0]]
 
 
 class TestEnding:

@@ -20,11 +20,13 @@ import pytest
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
-from netproxy.net import address, framed
+from netproxy.net import address
+from netproxy.net.frames import framed
 from netproxy.net.datagram import Arena, PinnedHeader
-from netproxy.net.framed import QUEUE_LIMIT, FramedConn, FramedSocket
+from netproxy.net.frames.framed import QUEUE_LIMIT, FramedConn, FramedSocket
+from netproxy.net.frames.telling import TellingSocket
 from netproxy.net.stream import Stream
-from netproxy.protocol.capsule import Capsules
+from netproxy.protocol.http.capsule import Capsules
 from netproxy.protocol.uot import Frames
 from tests.support.batches import cut
 from tests.support.doubles import Counts
@@ -386,13 +388,13 @@ class TestSkipping:
             wait_until(lambda: rig.receive() == [] and rig.framed.ended)
 
     @pytest.mark.parametrize("context", [b"\x01", b"\x02", b"\x40\x02", b"\xff" * 8])
-    def test_unknown_context_is_skipped(self, context: bytes) -> None:
+    def test_datagram_of_an_unknown_context_is_dropped_and_counted(self, context: bytes) -> None:
         with open_rig(Capsules(TARGET)) as rig:
             assert rig.feed(capsule(b"a") + capsule(b"no", context) * 2 + capsule(b"b")) == [
                 b"a",
                 b"b",
             ]
-            assert rig.counts.counts == {}
+            assert rig.counts.counts == {("drops", "unknown context"): 2}
 
     def test_context_0_in_a_longer_encoding_is_accepted(self) -> None:
         with open_rig(Capsules(TARGET)) as rig:
@@ -502,6 +504,37 @@ class TestSending:
             rig.framed.send(rig.arena, run_of(rig.arena, [b"abc"]), None)
             rig.framed.send(rig.arena, run_of(rig.arena, [b"abcd", b"efgh", b"ij"]), None)
             assert_receives(rig.peer, b"\0\4\0abc" + b"\0\5\0abcd" + b"\0\5\0efgh" + b"\0\3\0ij")
+
+    def test_message_goes_between_the_frames(self) -> None:
+        with open_rig(Capsules(TARGET), TellingSocket) as rig:
+            rig.framed.tell(UNKNOWN)
+            rig.framed.send(rig.arena, run_of(rig.arena, [b"abc"]), None)
+            rig.framed.tell(UNKNOWN)
+            assert_receives(rig.peer, UNKNOWN + b"\0\4\0abc" + UNKNOWN)
+
+    def test_message_waits_behind_what_the_stream_does_not_take(self) -> None:
+        with open_rig(Capsules(TARGET), TellingSocket) as rig:
+            while not rig.framed.waits:
+                rig.framed.send(rig.arena, run_of(rig.arena, [bytes(60000)]), None)
+            waited = len(rig.framed._queue)
+            rig.framed.tell(UNKNOWN)
+            assert len(rig.framed._queue) == waited + len(UNKNOWN)
+            assert rig.framed._queue.endswith(UNKNOWN)
+
+    def test_message_on_a_closed_stream_is_dropped(self) -> None:
+        with open_rig(Capsules(TARGET), TellingSocket) as rig:
+            rig.framed.shutdown()
+            rig.framed.tell(UNKNOWN)
+            assert not rig.framed.waits
+
+    def test_client_that_reads_nothing_is_told_nothing_any_more(self) -> None:
+        with open_rig(Capsules(TARGET), TellingSocket) as rig:
+            while not rig.framed.waits:
+                rig.framed.send(rig.arena, run_of(rig.arena, [bytes(60000)]), None)
+            for _ in range(QUEUE_LIMIT // len(UNKNOWN) + 1):
+                rig.framed.tell(UNKNOWN)
+            assert len(rig.framed._queue) <= QUEUE_LIMIT
+            assert rig.counts.counts[FULL]
 
     def test_address_of_a_reply_is_its_source(self) -> None:
         with open_rig(Frames()) as rig:

@@ -21,7 +21,7 @@ from netproxy.net import socket_options, udp_sockets
 from netproxy.net.connect import connect
 from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 from netproxy.net.stream import Stream
-from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.net.udp_sockets import UdpSocketFactory, largest_payload
 from netproxy.resolver.resolver import Resolver
 from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.flows import Anywhere, tcp_to, udp_to
@@ -448,3 +448,10 @@ class TestUpstream:
             assert nothing_comes(listening, 0.0)
         assert error.upstream and str(error).startswith(f"socks4://{address}: ")
         assert str(error) != f"socks4://{address}: failed"
+
+
+def test_largest_payload_is_what_the_first_link_takes() -> None:
+    assert largest_payload(Address("127.0.0.1", 9)) == 65535 - 28
+    assert largest_payload(Address("a.name", 9)) == 0
+    if HAS_IPV6:
+        assert largest_payload(Address("::1", 9)) == 65536 - 48

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import select
 import socket
 import ssl
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Iterable, Iterator
 
 import pytest
@@ -133,10 +135,21 @@ def test_client_that_leaves_in_the_handshake_raises_our_error(
             tls.accept(stream, server(pem))
 
 
-def test_bytes_read_ahead_before_tls_are_refused(pem: Certificates) -> None:
-    with pair(unread=b"\5\1\0") as (_, stream):
-        with pytest.raises(ProtocolError, match="before TLS"):
+def test_bytes_read_ahead_are_the_first_of_the_handshake(pem: Certificates) -> None:
+    """Hazard 120: a listener may look at them, but they are never taken as data."""
+    with pair(unread=b"\5\1\0" + bytes(8)) as (_, stream):
+        with pytest.raises(ProtocolError, match="TLS: "):
             tls.accept(stream, server(pem))
+    with pair() as (near, stream):
+        client = pem.client_context()
+        connecting = Task(lambda: client.wrap_socket(near, server_hostname="localhost"))
+        complete(stream.peek())
+        assert stream.unread()
+        tls.accept(stream, server(pem))
+        with connecting.result() as secure:
+            assert stream.unread() == b""
+            secure.sendall(b"ping")
+            assert complete(stream.read_exactly(4)) == b"ping"
 
 
 def test_handshake_on_a_closed_stream_raises_stream_error(pem: Certificates) -> None:
@@ -203,6 +216,17 @@ def test_error_names_a_file_of_the_server_that_cannot_be_used(
     assert "PRIVATE" not in text and PASS_PHRASE not in text and "not what it should be" not in text
     hint = "(without a key file it must contain the private key as well)"
     assert text.endswith(hint) == (not key)
+
+
+def test_fifo_in_place_of_a_file_is_not_waited_for(pem: Certificates, tmp_path: Path) -> None:
+    """OpenSSL would open it and wait until another process writes into it."""
+    fifo, certificate, key = str(tmp_path / "fifo"), pem.path("server.pem"), pem.path("server.key")
+    os.mkfifo(fifo)
+    for files in ((fifo, key), (certificate, fifo), (certificate, key, fifo)):
+        with pytest.raises(ValueError, match=f"cannot use {fifo}: .*it is not a regular file"):
+            tls.server_context(*files)
+    with pytest.raises(ValueError, match=f"cannot use {fifo}: .*it is not a regular file"):
+        tls.client_context(fifo)
 
 
 # -- the ends of a stream

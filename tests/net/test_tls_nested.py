@@ -12,7 +12,7 @@ import pytest
 
 from netproxy.net import syscalls, tls
 from netproxy.net.syscalls import ROOM
-from netproxy.net.tls_socket import TlsCalls, TlsSocket
+from netproxy.net.tls_socket import LayeredCalls, TlsSocket
 from netproxy.relay.direction import Direction
 from tests.support.certificates import Certificates, certificates
 from tests.support.sockets import read_to_end, tcp_pair
@@ -62,8 +62,8 @@ class Nested:
         self.outer = TlsSocket(near, syscalls, there, "localhost")
         outer = TlsSocket(far, syscalls, here)
         meet(self.outer, outer)
-        self.sender = TlsSocket(self.outer, TlsCalls, there, "localhost")
-        self.receiver = TlsSocket(outer, TlsCalls, here)
+        self.sender = TlsSocket(self.outer, LayeredCalls, there, "localhost")
+        self.receiver = TlsSocket(outer, LayeredCalls, here)
         self.wire = far
         meet(self.sender, self.receiver)
 

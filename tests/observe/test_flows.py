@@ -11,6 +11,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.observe import flows as flows_module
 from netproxy.observe.flows import OTHER, Flows, TotalKey, describe_flows
+from netproxy.observe.incidents import ENDED, FAILED, Incidents
 
 TARGET = Address("192.0.2.1", 443)
 
@@ -71,6 +72,27 @@ def test_flow_is_live_from_its_beginning_to_its_record(flows: Flows, records: li
     assert records == [first.record()]
 
 
+def test_numbers_of_several_processes_differ(records: list[Record]) -> None:
+    numbers = []
+    for start in (1, 2, 3):
+        flows = Flows(records.append)
+        flows.use_numbers(start, 3)
+        for _ in range(3):
+            live = FakeFlow()
+            flows.began(live)
+            numbers.append(live.number)
+    assert numbers == [1, 4, 7, 2, 5, 8, 3, 6, 9]
+
+
+def test_carried_are_the_sums_of_all_totals(flows: Flows) -> None:
+    for carried, network in ((Traffic(1, 10), "tcp"), (Traffic(2, 20), "udp")):
+        live = FakeFlow(network)
+        live.carried = carried
+        flows.began(live)
+    flows.finished(flows.live()[0].record())
+    assert flows.carried() == (3, 30, 1)
+
+
 def test_totals_include_running_and_ended_flows(flows: Flows) -> None:
     first, second, session = FakeFlow(), FakeFlow(), FakeFlow("udp")
     for live in (first, second, session):
@@ -122,14 +144,28 @@ def test_dial_times_are_counted_by_upstream(flows: Flows) -> None:
     assert histogram.sum == pytest.approx(7.312)
 
 
-def test_only_the_newest_failures_are_remembered(flows: Flows) -> None:
-    for at in range(30):
-        flow = Flow("tcp", TARGET, Address("t.test", at), "main", "")
-        flows.finished(Record(flow, "office", 0, 0, 0.1, "timed out"))
-    failures = flows.failures()
-    assert [failure.target for failure in failures] == [f"t.test:{at}" for at in range(10, 30)]
-    assert failures[0][2:] == ("office", "timed out")
+def test_flow_that_never_began_is_an_incident_and_no_total() -> None:
+    incidents, records = Incidents(), []
+    flows = Flows(records.append, incidents)
+    flow = Flow("tcp", TARGET, Address("t.test", 1), "main", "")
+    name = flows.finished(Record(flow, "office", 0, 0, 0.1, "timed out"))
+    (incident,) = incidents.all()
+    assert (incident.id, incident.kind, records[0].id) == (name, FAILED, name) and name
     assert not flows.totals()
+
+
+@pytest.mark.parametrize("decided, kinds", [("", []), ("users.a.limits.quota", [ENDED])])
+def test_flow_that_has_lived_is_an_incident_if_something_has_ended_it(
+    decided: str, kinds: list[str]
+) -> None:
+    incidents, records = Incidents(), []
+    flows = Flows(records.append, incidents)
+    live = FakeFlow()
+    flows.began(live)
+    name = flows.finished(live.record("quota used up")._replace(decided=decided))
+    assert [incident.kind for incident in incidents.all()] == kinds
+    assert records[0].id == name and bool(name) == bool(kinds)
+    assert len(flows.totals()) == 1
 
 
 def test_only_wanted_flows_are_killed(flows: Flows) -> None:
@@ -153,6 +189,8 @@ def test_description_of_a_flow_has_all_its_fields(flows: Flows) -> None:
             "client": "10.0.0.1:1234",
             "user": "alice",
             "target": "192.0.2.1:443",
+            "name": "",
+            "route": "",
             "upstream": "direct",
             "age": 1.5,
             "idle": 1.5,

@@ -14,8 +14,11 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe import log as log_module
-from netproxy.observe.log import LIMITED_KEYS, Log
-from netproxy.observe.records import CALLS_LIMIT
+from netproxy.observe.writing import repeats
+from netproxy.observe.incidents import Incidents
+from netproxy.observe.log import Log
+from netproxy.observe.writing.repeats import LIMITED_KEYS
+from netproxy.observe.records import CALLS_LIMIT, LineFormat, access_fields, access_text, as_text
 
 # Seconds for the thread that writes.
 SECONDS = 30.0
@@ -157,7 +160,8 @@ class TestLimited:
         """The time of the log, though not of the thread that writes it."""
         now = [1000.0]
         clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
-        monkeypatch.setattr(log_module, "time", clock)
+        for module in (log_module, repeats):
+            monkeypatch.setattr(module, "time", clock)
         return now
 
     def test_limited_warning_is_written_once_a_minute_for_each_key(
@@ -228,6 +232,37 @@ class TestRecords:
         make().finished(RECORD._replace(ended=value))
         assert written.read()[0].endswith(f" ended={shown}")
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"rule": "rules[2]", "seconds": 0.0},
+            {"ended": "connection refused"},
+            {"ended": "x rule=forged"},
+            {"ended": ""},
+            {"upstream": "a= b"},
+            {"upstream": '"a"'},
+            {"upstream": "\x1b[2J"},
+            {"upstream": "\u202e"},
+            {"member": "second"},
+            {"decided": "rules[2]"},
+        ],
+    )
+    def test_access_text_is_that_of_the_fields(self, change: dict[str, Any]) -> None:
+        """It is made without them only if no value has to be escaped."""
+        record = RECORD._replace(**change)
+        expected = as_text(access_fields(record))
+        assert access_text(record) in ("", expected)
+        assert LineFormat(False).access_line(record).decode().endswith(f" {expected}\n")
+        is_simple = '"' not in expected and "\\" not in expected
+        assert bool(access_text(record)) == (is_simple and not record.decided and not record.member)
+
+    @pytest.mark.parametrize("field", ["listener", "user"])
+    @pytest.mark.parametrize("name", ["", "two words", "a=b", "b ended=x"])
+    def test_access_text_of_other_names_is_that_of_the_fields(self, field: str, name: str) -> None:
+        record = RECORD._replace(flow=RECORD.flow._replace(**{field: name}))
+        assert access_text(record) in ("", as_text(access_fields(record)))
+
     def test_access_record_as_json(self, make: Callable[..., Log], written: Written) -> None:
         make("info", "json").finished(RECORD)
         record = json.loads(written.read()[0])
@@ -262,7 +297,8 @@ class TestRepeats:
         """The time of the log, though not of the thread that writes it."""
         now = [1000.0]
         clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
-        monkeypatch.setattr(log_module, "time", clock)
+        for module in (log_module, repeats):
+            monkeypatch.setattr(module, "time", clock)
         return now
 
     @staticmethod
@@ -374,6 +410,20 @@ def test_failed_login_is_one_line_that_begins_with_the_client(
         line.split(" ", 1)[1]
         == f"warning msg=auth_failed client=203.0.113.9 user={shown} listener=main"
     )
+
+
+def test_failed_login_is_an_incident_with_the_id_of_its_line(
+    make: Callable[..., Log], written: Written
+) -> None:
+    for level in ("warning", "error"):
+        log = make(level)
+        log.incidents = Incidents()
+        log.auth_failed("203.0.113.9", "bob", "main")
+        (row,) = log.incidents.rows()
+        assert (row["kind"], row["client"], row["user"]) == ("login", "203.0.113.9", "bob")
+        # The level hides the line, not the incident.
+        ends = [line.endswith(f" id={row['id']}") for line in written.read()]
+        assert ends == ([True] if level == "warning" else [])
 
 
 def test_exception_is_one_line_with_its_traceback(

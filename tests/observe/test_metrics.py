@@ -18,6 +18,15 @@ def test_counters_add_up_by_name_and_reason() -> None:
     assert counters.items() == [("accepted", "", 1), ("drops", "full", 2), ("drops", "refused", 4)]
 
 
+def test_child_begins_with_nothing_although_the_lock_is_held() -> None:
+    counters = Counters()
+    counters.count("drops", "refused")
+    with counters._lock:
+        counters.begin_in_child()
+        counters.count("drops", "full")
+    assert counters.items() == [("drops", "full", 1)]
+
+
 def test_concurrent_counts_are_not_lost() -> None:
     counters = Counters()
 

@@ -38,7 +38,7 @@ def test_refusal_is_counted_once_and_recorded_once() -> None:
     """Hazard 140."""
     written = Written()
     counters = Counters(RefusalLog(written).note)
-    counters.refuse(REFUSAL)
+    name = counters.refuse(REFUSAL)
     assert counters.items() == [("requests_refused", "forbidden", 1)]
     fields = {
         "msg": "refused",
@@ -49,8 +49,17 @@ def test_refusal_is_counted_once_and_recorded_once() -> None:
         "network": "tcp",
         "asked": "a.example:25",
         "decided": "port 25",
+        "id": name,
     }
-    assert written.records == [(INFO, fields)]
+    assert written.records == [(INFO, fields)] and name
+
+
+def test_refusal_without_a_record_has_no_id() -> None:
+    written = Written()
+    counters = Counters(RefusalLog(written).note)
+    names = [counters.refuse(REFUSAL) for _ in range(refusals.RECORDS + 2)]
+    assert len(set(names[: refusals.RECORDS])) == refusals.RECORDS
+    assert names[refusals.RECORDS :] == ["", ""]
 
 
 def test_datagrams_have_their_number_and_what_is_unknown_a_dash() -> None:
@@ -199,3 +208,16 @@ def test_flood_of_many_clients_is_counted_without_a_refusal() -> None:
     report(log, refusals.WINDOW_SECONDS + 1)
     told = [(fields.get("client"), fields.get("amount")) for _, fields in written.records]
     assert told[refusals.RECORDS_PER_SECOND :] == [(refusals.OTHERS, 7)]
+
+
+def test_child_begins_with_nothing_although_the_lock_is_held() -> None:
+    written = Written()
+    log = RefusalLog(written)
+    for _ in range(refusals.RECORDS + 3):
+        log.note(REFUSAL, 1)
+    with log._lock:
+        log.begin_in_child()
+        assert log.note(REFUSAL, 1)
+    # The parent reports what it has left out.
+    report(log)
+    assert refusals.SUPPRESSED not in written.messages()

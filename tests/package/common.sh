@@ -6,6 +6,8 @@ caller=$PWD
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
 project=$(cd "$here/../.." && pwd -P) || exit 1
 roots=${NETPROXY_ROOTS:-${XDG_CACHE_HOME:-$HOME/.cache}/netproxy-roots}
+# Of tests/run: a package and a system keep bytecode where Python always does.
+unset PYTHONPYCACHEPREFIX
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }

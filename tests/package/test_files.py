@@ -5,6 +5,7 @@ The tests install nothing.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from netproxy import cli
-from tests.support.certificates import certificates
+from netproxy.admin.control.server import ControlServer
+from tests.support.doubles import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "debian/netproxyd.service"
@@ -201,6 +203,33 @@ class TestCompletion:
             options = self.options(self.help_of(["netproxyctl", command], capsys))
             assert self.complete(tmp_path, "netproxyctl", "--socket", "x", command, "-") == options
 
+    def test_names_of_the_running_daemon_are_completed(self, tmp_path: Path) -> None:
+        """A name is a text: bash expands nothing in it."""
+        known = {
+            "users": ["alice", "alan", "bob", "$(touch${IFS}made)"],
+            "listeners": ["main"],
+            "upstreams": ["office", "tunnel://home"],
+            "agents": ["home"],
+        }
+        server = ControlServer(str(tmp_path / "s"), {"known": lambda request: known}, Lines())
+        server.start()
+        ctl = ("netproxyctl", "-s", str(tmp_path / "s"))
+        try:
+            assert self.complete(tmp_path, *ctl, "limit", "al") == {"alice", "alan"}
+            assert self.complete(tmp_path, *ctl, "kill", "--upstream", "") == {
+                "office",
+                "tunnel://home",
+            }
+            assert self.complete(tmp_path, *ctl, "sessions", "--listener", "m") == {"main"}
+            assert len(self.complete(tmp_path, *ctl, "ban", "")) == 4
+            assert self.complete(tmp_path, *ctl, "nft", "--user", "al") == set()
+            assert self.complete(tmp_path, "netproxyctl", "names", "a") == {"agents"}
+        finally:
+            server.stop()
+        assert not (tmp_path / "made").exists()
+        # There is no daemon.
+        assert self.complete(tmp_path, *ctl, "limit", "al") == set()
+
 
 class TestExamples:
     def test_examples_exist(self) -> None:
@@ -208,25 +237,6 @@ class TestExamples:
         assert {"minimal", "router", "two-offices-branch", "two-offices-head"} <= examples
         assert {"bridge", "agent", "public", "chain", "users", "tls"} <= examples
         assert {"group", "announce", "dns", "full"} <= examples
-
-    @pytest.mark.parametrize("path", [ROOT / "conf/netproxyd.yaml", *EXAMPLES], ids=name_of)
-    def test_example_is_accepted_by_netproxyd(
-        self, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """The files that it names in /etc/netproxy are created in another folder."""
-        pytest.importorskip("yaml")
-        text = path.read_text()
-        for name in set(re.findall(r"/etc/netproxy/([\w./-]*\w)", text)):
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            text_of_file = "a secret of twenty bytes\n"
-            if file.suffix in (".pem", ".key"):
-                text_of_file = Path(certificates().path(f"server{file.suffix}")).read_text()
-            file.write_text(text_of_file)
-        (tmp_path / path.name).write_text(text.replace("/etc/netproxy", str(tmp_path)))
-        assert cli.main(["-t", "-c", str(tmp_path / path.name)]) == 0, capsys.readouterr().err
-        said = capsys.readouterr()
-        assert said.out.endswith("OK\n") and not said.err
 
     def test_installed_configuration_listens_on_loopback_only(
         self, capsys: pytest.CaptureFixture[str]
@@ -325,3 +335,34 @@ def test_versions_uses_each_python_once_and_none_that_is_too_old(tmp_path: Path)
         1,
         "tests/versions: no Python 3.10 or later is installed\n",
     )
+
+
+def test_modules_that_the_tests_of_a_build_import_are_build_dependencies() -> None:
+    """A build has only Build-Depends: what is missing there fails the build, or is skipped."""
+    rules = (ROOT / "debian/rules").read_text()
+    folders = re.search(r"^TESTS = (.+)$", rules, re.MULTILINE)
+    source = (ROOT / "debian/control").read_text().split("\n\n")[0]
+    assert folders is not None
+    files = [ROOT / "tests/conftest.py"]
+    for name in folders[1].split():
+        path = ROOT / name
+        files += [path] if path.is_file() else path.rglob("*.py")
+    needed = set().union(*(required_modules(path) for path in files))
+    assert needed >= {"hypothesis", "pytest"}
+    missing = {f"python3-{module}" for module in needed} - set(re.findall(r"[\w.+-]+", source))
+    assert not missing, missing
+
+
+def required_modules(path: Path) -> set[str]:
+    """Return the modules of other projects that a file cannot be imported without."""
+    names: set[str] = set()
+    text = path.read_text()
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and not statement.level:
+            names.add(statement.module or "")
+    # Without such a module the file is skipped.
+    skipped = set(re.findall(r'^pytest\.importorskip\("(\w+)', text, re.MULTILINE))
+    ours = {"netproxy", "tests", *sys.stdlib_module_names}
+    return {name.partition(".")[0] for name in names} - skipped - ours

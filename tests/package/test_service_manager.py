@@ -39,17 +39,24 @@ class Managed:
 
 @pytest.fixture
 def managed(tmp_path: Path) -> Iterator[Managed]:
+    with managed_daemon(tmp_path, 1) as daemon:
+        yield daemon
+
+
+@contextlib.contextmanager
+def managed_daemon(tmp_path: Path, workers: int) -> Iterator[Managed]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(SECONDS)
         process = subprocess.Popen(
-            [sys.executable, "-m", "netproxy", "-l", "sps://127.0.0.1:0"],
+            [sys.executable, "-m", "netproxy", "-l", "sps://127.0.0.1:0", "-w", str(workers)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
             env={
                 **os.environ,
                 "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "RUNTIME_DIRECTORY": str(tmp_path),
                 "WATCHDOG_USEC": "200000",
             },
         )
@@ -81,6 +88,24 @@ def test_daemon_ended_by_its_watchdog_prints_the_stacks_of_its_threads(managed: 
     assert "Fatal Python error: Aborted" in err and " in _wait" in err
 
 
+def test_worker_ended_by_the_watchdog_prints_the_stacks_of_its_threads(tmp_path: Path) -> None:
+    with managed_daemon(tmp_path, 2) as managed:
+        managed.said("WATCHDOG")
+        pid = managed.process.pid
+        worker = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        os.kill(worker, signal.SIGABRT)
+        error = managed.process.stderr
+        assert error is not None
+        lines: list[str] = []
+        while "has died (SIGABRT)" not in (line := error.readline()):
+            assert line
+            lines.append(line)
+        managed.process.terminate()
+        assert managed.process.wait(SECONDS) == 0
+    printed = "".join(lines)
+    assert "Fatal Python error: Aborted" in printed and " in _obey" in printed
+
+
 # Moves the sockets to the descriptors that a service manager uses, and becomes the daemon.
 LAUNCH = """import os, sys
 for number, descriptor in enumerate(sys.argv[1].split(",")):
@@ -110,7 +135,7 @@ def activated(*sockets: socket.socket) -> Iterator[subprocess.Popen[str]]:
             pass_fds=high,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "NOTIFY_SOCKET": f"{folder}/notify"},
+            env={**os.environ, "NOTIFY_SOCKET": f"{folder}/notify", "RUNTIME_DIRECTORY": folder},
         )
         try:
             assert b"READY=1" in manager.recv(4000)

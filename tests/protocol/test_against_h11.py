@@ -15,7 +15,12 @@ from netproxy.protocol.http1 import (
     read_request,
     read_response,
 )
-from netproxy.protocol.http1_message import Framing, encode_chunk, request_framing, response_framing
+from netproxy.protocol.http.http1_message import (
+    Framing,
+    encode_chunk,
+    request_framing,
+    response_framing,
+)
 from tests.support.readers import BytesReader, read_body
 
 h11 = pytest.importorskip("h11")

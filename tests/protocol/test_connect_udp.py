@@ -7,8 +7,9 @@ import pytest
 from netproxy.errors import ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import complete
-from netproxy.protocol import connect_udp, http1
-from netproxy.protocol.connect_udp import (
+from netproxy.protocol import http1
+from netproxy.protocol.http import connect_udp
+from netproxy.protocol.http.connect_udp import (
     asks_for,
     check_response,
     encode_accept,
@@ -17,6 +18,7 @@ from netproxy.protocol.connect_udp import (
     proxy_error,
     status_field,
 )
+from netproxy.protocol.http.http1_error import encode_error
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
@@ -519,7 +521,7 @@ def test_proxy_status_is_read_in_linear_time(hostile: bytes) -> None:
 
 def refusal(reason: Reason, name: str) -> bytes:
     """Return the refusal that a server sends."""
-    return http1.encode_error(http1.REPLIES[reason], reason.value, [status_field(reason, name)])
+    return encode_error(http1.REPLIES[reason], reason.value, [status_field(reason, name)])
 
 
 def test_refusal_is_a_complete_response_that_closes() -> None:
@@ -583,7 +585,7 @@ try:
 except ImportError:  # the tables above are enough
     pass
 else:
-    many = settings(max_examples=300, deadline=None)
+    many = settings(max_examples=150, deadline=None)
     pieces = st.lists(
         st.one_of(
             st.sampled_from(

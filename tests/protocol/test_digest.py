@@ -7,7 +7,7 @@ from urllib.request import parse_http_list, parse_keqv_list
 
 import pytest
 
-from netproxy.protocol.digest import (
+from netproxy.protocol.http.digest import (
     Challenge,
     Credentials,
     choose_challenge,

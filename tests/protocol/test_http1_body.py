@@ -9,7 +9,7 @@ import pytest
 from netproxy.errors import EndOfStream
 from netproxy.net.stream import complete
 from netproxy.protocol.http1 import HttpError, read_request, read_response
-from netproxy.protocol.http1_message import (
+from netproxy.protocol.http.http1_message import (
     NONE,
     PIECE,
     Body,

@@ -6,7 +6,7 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse, Origin
-from netproxy.protocol.http1_message import (
+from netproxy.protocol.http.http1_message import (
     NONE,
     Framing,
     request_fields,

@@ -7,13 +7,8 @@ import pytest
 from netproxy.errors import Reason
 from netproxy.net.stream import complete
 from netproxy.protocol import http1
-from netproxy.protocol.http1 import (
-    HttpError,
-    HttpResponse,
-    encode_error,
-    encode_response,
-    read_response,
-)
+from netproxy.protocol.http.http1_error import encode_error
+from netproxy.protocol.http1 import HttpError, HttpResponse, encode_response, read_response
 from tests.support.alarms import PATIENCE, stuck_after
 from tests.support.readers import BytesReader, check_read, check_refused
 

@@ -14,7 +14,8 @@ from hypothesis import assume, given, settings, strategies as st
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.net.stream import complete
-from netproxy.protocol import http1, http1_message, socks4, socks5
+from netproxy.protocol import http1, socks4, socks5
+from netproxy.protocol.http import http1_message
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
 from netproxy.protocol.http1 import HttpRequest, HttpResponse
 from tests.support.readers import TRAILING, BytesReader, read_body, run

@@ -18,6 +18,7 @@ from netproxy.protocol.proxy_protocol import (
     UNIX_DATAGRAM,
     UNIX_STREAM,
     UNSPEC,
+    encode_header,
     encode_v2,
     read_header,
 )
@@ -425,7 +426,7 @@ def test_any_bytes_are_read_alike_whole_and_byte_by_byte() -> None:
         assert client is None or is_canonical_ip(client.host) and 0 <= client.port <= 65535
         return client, reader.rest()
 
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(
         st.one_of(
             st.tuples(
@@ -444,3 +445,38 @@ def test_any_bytes_are_read_alike_whole_and_byte_by_byte() -> None:
 def is_canonical_ip(host: str) -> bool:
     packed = pack_ip(host)
     return packed is not None and ip_text(packed) == host
+
+
+class TestEncodeHeader:
+    PAIRS = pytest.mark.parametrize(
+        "source, destination, read",
+        [
+            (Address("192.0.2.1", 1), Address("192.0.2.2", 65535), Address("192.0.2.1", 1)),
+            (Address("2001:db8::1", 5), Address("::1", 443), Address("2001:db8::1", 5)),
+            (Address("192.0.2.1", 5), Address("::1", 443), Address("192.0.2.1", 5)),
+            (Address("fe80::1%2", 5), Address("192.0.2.2", 443), Address("fe80::1", 5)),
+            (Address("192.0.2.1", 5), Address("proxy.example", 443), None),
+            (Address("127.0.0.1", 0), Address("192.0.2.2", 443), None),
+            (Address("", 0), Address("192.0.2.2", 443), None),
+        ],
+    )
+
+    @PAIRS
+    @pytest.mark.parametrize("version", ["v1", "v2"])
+    def test_header_is_read_as_its_source(
+        self, version: str, source: Address, destination: Address, read: Address | None
+    ) -> None:
+        check_read(read_header, encode_header(version, source, destination), read)
+
+    def test_version_1_is_one_line_in_ascii(self) -> None:
+        source, destination = Address("192.0.2.1", 1), Address("2001:db8::1", 443)
+        assert encode_header("v1", source, source) == b"PROXY TCP4 192.0.2.1 192.0.2.1 1 1\r\n"
+        assert encode_header("v1", source, destination) == (
+            b"PROXY TCP6 0000:0000:0000:0000:0000:ffff:c000:0201 "
+            b"2001:0db8:0000:0000:0000:0000:0000:0001 1 443\r\n"
+        )
+        assert encode_header("v1", Address("", 0), source) == b"PROXY UNKNOWN\r\n"
+
+    def test_version_2_without_addresses_is_local(self) -> None:
+        header = encode_header("v2", Address("a.example", 1), Address("192.0.2.1", 1))
+        assert header == SIGNATURE + b"\x20\0\0\0"

@@ -14,11 +14,12 @@ from hypothesis import given, strategies
 from netproxy.errors import ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import tunnel
-from netproxy.protocol.capsule import encode_varint
+from netproxy.protocol.http.capsule import encode_varint
 from netproxy.protocol.tunnel import (
     BridgePort,
     Hello,
     OpenRequest,
+    Registration,
     TunnelMessage,
     Welcome,
     encode_hello,
@@ -32,6 +33,9 @@ from netproxy.protocol.tunnel import (
     read_message,
     read_welcome,
 )
+from netproxy.protocol.tunnels import path
+from netproxy.protocol.tunnels.path import FlowOffer, PathOffer
+from netproxy.tunnel.streams import chunks
 from tests.support.readers import BytesReader, check_read, check_refused
 
 NONCE, OTHER_NONCE, SESSION, PROOF = (
@@ -41,6 +45,11 @@ NONCE, OTHER_NONCE, SESSION, PROOF = (
     bytes(range(80, 112)),
 )
 TOKEN = b"correct horse battery staple"
+MANUAL_OFFER = PathOffer(
+    *(1, 0, bytes(range(0x50, 0x58)), bytes(range(0x58, 0x60))),
+    *(bytes(range(0x60, 0x80)), bytes(range(0x80, 0xA0))),
+)
+"""The offer of a datagram path in the examples of the manual page."""
 MANUAL = Path(__file__).resolve().parents[2] / "man" / "netproxy-tunnel.7"
 CLIENT = Address("203.0.113.9", 50000)
 
@@ -49,6 +58,14 @@ HELLOS = {
     "work": (
         Hello(tunnel.WORK, "home", NONCE, SESSION),
         b"\x9eNPT\1\1" + NONCE + b"\4home" + SESSION,
+    ),
+    "resume": (
+        Hello(tunnel.RESUME, "home", NONCE, SESSION),
+        b"\x9eNPT\1\2" + NONCE + b"\4home" + SESSION,
+    ),
+    "attach": (
+        Hello(tunnel.ATTACH, "home", NONCE, SESSION, 1, 300),
+        b"\x9eNPT\1\3" + NONCE + b"\4home" + SESSION + bytes(7) + b"\1" + bytes(6) + b"\1\x2c",
     ),
     "shortest name": (Hello(tunnel.CONTROL, "a", NONCE), b"\x9eNPT\1\0" + NONCE + b"\1a"),
     "longest name": (
@@ -65,7 +82,7 @@ INVALID_HELLOS = {
     "half the magic": b"\x9eNPX\1\0",
     "version 0": b"\x9eNPT\0\0",
     "version 2": b"\x9eNPT\2\0",
-    "kind 2": b"\x9eNPT\1\2",
+    "kind 4": b"\x9eNPT\1\4",
     "empty name": b"\x9eNPT\1\0" + NONCE + b"\0",
     "name of 64 bytes": b"\x9eNPT\1\0" + NONCE + b"\x40" + b"a" * 64,
     "name with a dot": b"\x9eNPT\1\0" + NONCE + b"\3a.b",
@@ -169,6 +186,10 @@ def test_proof_is_valid_for_one_connection_and_role() -> None:
         tunnel.agent_proof(TOKEN, hello._replace(nonce=OTHER_NONCE), OTHER_NONCE),
         tunnel.agent_proof(TOKEN, hello, NONCE),
         tunnel.agent_proof(TOKEN, hello._replace(session=bytes(16)), OTHER_NONCE),
+        tunnel.agent_proof(TOKEN, hello._replace(kind=tunnel.RESUME), OTHER_NONCE),
+        tunnel.agent_proof(TOKEN, hello._replace(kind=tunnel.ATTACH, flow=1), OTHER_NONCE),
+        tunnel.agent_proof(TOKEN, hello._replace(kind=tunnel.ATTACH, flow=2), OTHER_NONCE),
+        tunnel.agent_proof(TOKEN, hello._replace(kind=tunnel.ATTACH, path=1, flow=1), OTHER_NONCE),
         tunnel.bridge_proof(TOKEN, hello, OTHER_NONCE, SESSION),
     ]
     assert len(set(proofs)) == len(proofs)
@@ -206,7 +227,8 @@ def test_message_types_have_the_numbers_of_the_manual() -> None:
         tunnel.OPEN,
         tunnel.ACCEPT,
         tunnel.REFUSE,
-    ] == list(range(0x4E5401, 0x4E540A))
+        tunnel.OPEN_REUSABLE,
+    ] == list(range(0x4E5401, 0x4E540B))
 
 
 @pytest.mark.parametrize("length", [4097, 1 << 16, 1 << 32, (1 << 62) - 1])
@@ -221,10 +243,19 @@ def test_long_message_is_refused_as_soon_as_its_length_is_known(length: int) -> 
 
 def test_register_is_parsed_as_it_was_encoded() -> None:
     services = [BridgePort("tcp", 8022), BridgePort("udp", 53), BridgePort("tcp", 65535)]
-    value = value_of(tunnel.encode_register(services, True))
+    value = value_of(tunnel.encode_register(Registration(services, True)))
     assert value == b"\1\6\x1f\x56\x11\0\x35\6\xff\xff"
-    assert parse_register(value) == (services, True)
-    assert parse_register(b"\0") == ([], False)
+    assert parse_register(value) == Registration(services, True)
+    assert parse_register(b"\0") == Registration([], False)
+    assert value_of(tunnel.encode_register(Registration([], False, False, True))) == b"\4"
+    direct = Registration([], True, takes_paths=True, takes_direct=True)
+    assert value_of(tunnel.encode_register(direct)) == b"\x15"
+    assert value_of(tunnel.encode_register(Registration([], False, True))) == b"\2"
+    assert value_of(tunnel.encode_register(Registration([], False, resumes=True))) == b"\x08"
+    # Flags of a later version are ignored.
+    for flags in range(256):
+        said = tuple(bool(flags & flag) for flag in (1, 2, 4, 8, 16))
+        assert parse_register(bytes((flags,))) == ([], *said)
 
 
 def test_registered_is_parsed_as_it_was_encoded() -> None:
@@ -238,8 +269,8 @@ def test_registered_is_parsed_as_it_was_encoded() -> None:
 
 def test_messages_have_room_for_the_most_services() -> None:
     services = [BridgePort("tcp", port) for port in range(1, tunnel.SERVICES_LIMIT + 1)]
-    value = value_of(tunnel.encode_register(services, False))
-    assert parse_register(value) == (services, False)
+    value = value_of(tunnel.encode_register(Registration(services, False)))
+    assert parse_register(value) == Registration(services, False)
     outcomes = [(port, tunnel.SERVED) for port in services]
     assert len(value_of(tunnel.encode_registered(outcomes))) <= tunnel.MESSAGE_LIMIT
 
@@ -323,15 +354,20 @@ def test_example_of_the_manual_has_our_bytes() -> None:
     sent = [(role, bytes.fromhex(text)) for role, text in lines]
     control = Hello(tunnel.CONTROL, "home", NONCE)
     work = Hello(tunnel.WORK, "home", OTHER_NONCE, SESSION)
-    service = BridgePort("tcp", 8022)
+    service, datagrams = BridgePort("tcp", 8022), BridgePort("udp", 8053)
     control_proof = tunnel.bridge_proof(TOKEN, control, OTHER_NONCE, SESSION)
     work_proof = tunnel.bridge_proof(TOKEN, work, NONCE, SESSION)
+    resume = Hello(tunnel.RESUME, "home", NONCE, SESSION)
+    resume_proof = tunnel.bridge_proof(TOKEN, resume, OTHER_NONCE, SESSION)
+    attach = Hello(tunnel.ATTACH, "home", OTHER_NONCE, SESSION, 1, 1)
+    attach_proof = tunnel.bridge_proof(TOKEN, attach, NONCE, SESSION)
+    reusable = encode_open(OpenRequest("tcp", CLIENT, service), tunnel.OPEN_REUSABLE)
     assert sent == [
         ("agent", encode_hello(control)),
         ("bridge", tunnel.encode_challenge(OTHER_NONCE)),
         ("agent", tunnel.agent_proof(TOKEN, control, OTHER_NONCE)),
         ("bridge", tunnel.encode_welcome(Welcome(control_proof, SESSION))),
-        ("agent", tunnel.encode_register([service], False)),
+        ("agent", tunnel.encode_register(Registration([service], False))),
         ("bridge", tunnel.encode_registered([(service, tunnel.SERVED)])),
         ("bridge", tunnel.encode_message(tunnel.PING, bytes(range(8)))),
         ("agent", tunnel.encode_message(tunnel.PONG, bytes(range(8)))),
@@ -341,4 +377,27 @@ def test_example_of_the_manual_has_our_bytes() -> None:
         ("bridge", tunnel.encode_welcome(Welcome(work_proof, SESSION))),
         ("bridge", encode_open(OpenRequest("tcp", CLIENT, service))),
         ("agent", tunnel.encode_accept()),
+        ("agent", tunnel.encode_register(Registration([service], False, True))),
+        ("bridge", reusable),
+        ("agent", tunnel.encode_accept()),
+        ("bridge", b"\0\0\0\5hello"),
+        ("bridge", chunks.END),
+        ("agent", b"\0\0\0\5hello"),
+        ("agent", chunks.END),
+        ("bridge", reusable),
+        ("agent", tunnel.encode_register(Registration([datagrams], False, True, True))),
+        ("bridge", path.encode_offer(MANUAL_OFFER)),
+        ("bridge", path.encode_flow(FlowOffer(1, 1))),
+        ("bridge", encode_open(OpenRequest("udp", CLIENT, datagrams))),
+        ("agent", tunnel.encode_accept(1)),
+        ("agent", tunnel.encode_register(Registration([datagrams], False, True, True, True))),
+        ("bridge", tunnel.encode_message(tunnel.RESUMABLE)),
+        ("agent", encode_hello(resume)),
+        ("bridge", tunnel.encode_challenge(OTHER_NONCE)),
+        ("agent", tunnel.agent_proof(TOKEN, resume, OTHER_NONCE)),
+        ("bridge", tunnel.encode_welcome(Welcome(resume_proof, SESSION))),
+        ("agent", encode_hello(attach)),
+        ("bridge", tunnel.encode_challenge(NONCE)),
+        ("agent", tunnel.agent_proof(TOKEN, attach, NONCE)),
+        ("bridge", tunnel.encode_welcome(Welcome(attach_proof, SESSION))),
     ]

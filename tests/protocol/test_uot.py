@@ -305,7 +305,7 @@ def test_any_bytes_parse_or_raise_a_protocol_error() -> None:
         except ProtocolError as error:
             return type(error), str(error)
 
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(soup)
     def check(data: bytes) -> None:
         assert outcome(data, 0) == outcome(data, 1)

@@ -10,7 +10,8 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.entry import Action, Entry, EntryState, MappingState, NatMapping
-from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from netproxy.relay.session import Session
+from netproxy.relay.table.reply_sources import ENDPOINT_INDEPENDENT
 from tests.support.accounts import free_account
 from tests.support.upstreams import FakeDialer, FakeSocket
 

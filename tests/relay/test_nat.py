@@ -7,7 +7,7 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.relay import waiting_datagrams
+from netproxy.relay.table import waiting_datagrams
 from netproxy.relay.nat import RETRY_SECONDS
 from netproxy.relay.session import Session
 from tests.support.nat import TARGET, NatRig, conn_of

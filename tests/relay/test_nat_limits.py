@@ -224,6 +224,19 @@ class TestLimits:
         # A second Client object with the same endpoint stands for another local address.
         assert rig.open(rig.client(2), "198.51.100.9:9000") is None
 
+    @pytest.mark.parametrize(
+        ("per_client", "key"), [(1, "max_sessions_per_client"), (2, "max_sessions")]
+    )
+    def test_refusal_names_the_limit_that_is_one(
+        self, rig: NatRig, per_client: int, key: str
+    ) -> None:
+        """On loopback one client may have all sessions, and nobody has set its limit."""
+        rig.policy(sessions=2, per_client=per_client)
+        while rig.open(rig.client(5000 + len(rig.table))) is not None:
+            pass
+        assert len(rig.table) == per_client
+        assert rig.counts.refusals[-1].decided == f"udp.{key}"
+
     def test_session_takes_more_targets_at_the_limit(self, rig: NatRig) -> None:
         rig.policy(1, 1)
         client = rig.client()

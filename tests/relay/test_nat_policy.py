@@ -6,11 +6,11 @@ import pytest
 
 from netproxy.errors import DialError, Reason
 from netproxy.relay.entry import DNS_SECONDS
-from netproxy.relay.session import (
+from netproxy.relay.session import Session
+from netproxy.relay.table.reply_sources import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     ENDPOINT_INDEPENDENT,
-    Session,
 )
 from tests.support.flows import OneUpstream
 from tests.support.nat import IDLE, NatRig, conn_of

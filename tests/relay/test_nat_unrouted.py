@@ -10,9 +10,11 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
-from netproxy.relay import nat, waiting_datagrams
+from netproxy.relay import nat
+from netproxy.relay.table import waiting_datagrams
 from netproxy.relay.client import Client
 from netproxy.relay.entry import Entry, EntryState
+from tests.support.flows import NamesNothing
 from tests.support.nat import NatRig
 from tests.support.upstreams import FakeDialer
 
@@ -20,7 +22,7 @@ FOUND = Address("203.0.113.9", 9000)
 FLOOD = 10_000
 
 
-class LookupRouter:
+class LookupRouter(NamesNothing):
     """A Router that must look every name up before it decides."""
 
     def __init__(self, dialer: Dialer) -> None:

@@ -355,6 +355,25 @@ class TestSteps:
         assert wait.step is None
         assert wait.resume(False) is None and ends.outcome() == Outcome(0, 0, "idle")
 
+    @pytest.mark.parametrize("side", ["near", "far"])
+    def test_relay_of_an_encrypted_stream_begins_on_a_thread(self, ends: Ends, side: str) -> None:
+        """It asks for a thread at once, and returns it if nothing comes for a moment."""
+        setattr(ends, side, EncryptedStream(getattr(ends, side).socket))
+        first = ends.begin()
+        assert not first.watched and first.seconds is None
+        wait = first.resume(True)
+        assert wait is not None and wait.step is None
+        assert {sock.fileno() for sock, _ in wait.watched} == {
+            ends.near.socket.fileno(),
+            ends.far.socket.fileno(),
+        }
+        ends.task = Task(run_to_end, wait)
+        for sock in (ends.client, ends.target):
+            sock.sendall(b"late")
+            sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(ends.client) == read_to_end(ends.target) == b"late"
+        assert ends.outcome() == Outcome(4, 4, "closed")
+
     @pytest.mark.parametrize("stepped", [True, False])
     @pytest.mark.parametrize("first", ["client", "target"])
     def test_reset_during_a_wait_becomes_a_reset(

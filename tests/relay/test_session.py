@@ -12,8 +12,9 @@ from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.relay import session as session_module
 from netproxy.relay.client import Client
-from netproxy.relay.nat import NatDependencies
-from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from netproxy.relay.table.policy import NatDependencies
+from netproxy.relay.session import Session
+from netproxy.relay.table.reply_sources import ENDPOINT_INDEPENDENT
 from tests.support.accounts import account_book, free_account
 from tests.support.doubles import Counts, Lines, Records
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket
@@ -47,13 +48,18 @@ class SessionRig:
 
     def start(self) -> None:
         dependencies = NatDependencies(
-            ArenaPool(Arena), no_work, no_work, self.counts, Records(), account_book(), Lines()
+            *(ArenaPool(Arena), no_work, no_work, self.counts, Records(), account_book(), Lines()),
+            renew_fake=nothing_to_renew,
         )
         self.session.start(self.conn, dependencies)
 
     def stop(self) -> None:
         self.conn.shutdown()
         assert self.conn.closed.wait(5)
+
+
+def nothing_to_renew(client: str, hosts: object) -> None:
+    raise AssertionError("no session has fake addresses")
 
 
 def no_work(task: Callable[[], None]) -> bool:

@@ -7,10 +7,10 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
-from netproxy.relay import waiting_datagrams
+from netproxy.relay.table import waiting_datagrams
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.entry import Entry
-from netproxy.relay.waiting_datagrams import WaitingQueues
+from netproxy.relay.table.waiting_datagrams import WaitingQueues
 from tests.support.upstreams import FakeSocket
 
 FLOW = Flow("udp", Address("192.0.2.1", 5000), Address("198.51.100.1", 9000), "main", "")

@@ -418,7 +418,7 @@ class TestRules:
             assert forwarder.forward(query(question("lan.example"))) == answer_to(
                 query(question("lan.example"))
             )
-            blocked = forwarder.answer(query(question("ads.example")))
+            blocked = forwarder.answer(query(question("ads.example")), "192.0.2.1")
             assert blocked is not None and blocked[3] & 15 == 3
             forwarder.close()
 

@@ -34,6 +34,7 @@ from tests.support.nameservers import answer_to, question_of, nxdomain
 
 FOUR, SIX = b"\xc0\0\2\x01", b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 DO, PTR = 0x8000, 12
+CLIENT = "192.168.1.5"
 ReplyTable = Callable[[bytes], bytes]
 
 
@@ -231,7 +232,7 @@ class TestRules:
         by_names = forwarder(servers, [(("ads.example",), None)])
         assert by_names.ask("ads.example") == LookupResult((), HOSTS_TTL)
         asked = query(question("Ads.Example", 65280), opt(), flags=RD | CD)
-        assert by_names.answer(asked) == query(
+        assert by_names.answer(asked, CLIENT) == query(
             question("Ads.Example", 65280), opt(), flags=QR | RD | RA | CD | dns.NXDOMAIN
         )
         assert not servers.queries
@@ -255,7 +256,7 @@ class TestAnswersWithoutServer:
     HOSTS = {"printer_lan": ("192.0.2.1", "2001:db8::1", "192.0.2.9"), "nothing_lan": ()}
 
     def answer(self, asked: bytes) -> bytes | None:
-        return forwarder(RecordingServers(fail), **self.HOSTS).answer(asked)
+        return forwarder(RecordingServers(fail), **self.HOSTS).answer(asked, CLIENT)
 
     def test_host_is_answered_with_its_addresses(self) -> None:
         answer = self.answer(query(question("Printer.LAN")))
@@ -322,8 +323,8 @@ class TestAnswersWithoutServer:
         rules = [(("ads.example",), None), (("host.lan",), RecordingServers())]
         by_rule = forwarder(None, rules, counts, printer_lan=("192.0.2.1",))
         for host in ("ads.example", "ads.example", "printer.lan", "localhost", "www.example"):
-            assert by_rule.answer(query(question(host))) is not None
-        assert by_rule.answer(query(question("host.lan"))) is None
+            assert by_rule.answer(query(question(host)), CLIENT) is not None
+        assert by_rule.answer(query(question("host.lan")), CLIENT) is None
         assert counts.counts == {
             ("queries", "blocked"): 2,
             ("queries", "local"): 2,
@@ -334,15 +335,13 @@ class TestAnswersWithoutServer:
     def test_name_below_a_blocked_name_is_blocked_whatever_its_octets(self, below: str) -> None:
         """Hazard 76: a label with a colon does not make an address of a name."""
         asked = query(question(f"{below}.example"))
-        answer = forwarder(RecordingServers(fail), [(DomainSet([".ads.example"]), None)]).answer(
-            asked
-        )
+        blocking = forwarder(RecordingServers(fail), [(DomainSet([".ads.example"]), None)])
+        answer = blocking.answer(asked, CLIENT)
         assert answer is not None and dns.parse_header(answer).rcode == dns.NXDOMAIN
 
     def test_name_without_servers_is_refused(self) -> None:
-        answer = forwarder(None, [(("host.lan",), RecordingServers())]).answer(
-            query(question("www.example"))
-        )
+        without = forwarder(None, [(("host.lan",), RecordingServers())])
+        answer = without.answer(query(question("www.example")), CLIENT)
         assert answer == query(question("www.example"), flags=QR | RD | RA | dns.REFUSED)
 
 
@@ -370,7 +369,7 @@ class TestSpecialNames:
     def test_special_name_is_answered_here(self) -> None:
         servers = RecordingServers()
         for asked in ("localhost", "a.invalid", "1.1.168.192.in-addr.arpa", "resolver.arpa"):
-            assert forwarder(servers).answer(query(question(asked))) is not None
+            assert forwarder(servers).answer(query(question(asked)), CLIENT) is not None
         assert not servers.queries
 
     @pytest.mark.parametrize(
@@ -379,7 +378,7 @@ class TestSpecialNames:
     def test_rule_says_otherwise(self, asked: str) -> None:
         of_rule = RecordingServers()
         by_rule = forwarder(None, [((asked,), of_rule)])
-        assert by_rule.answer(query(question(asked))) is None
+        assert by_rule.answer(query(question(asked)), CLIENT) is None
         assert by_rule.forward(query(question(asked))) == ADDRESSES(query(question(asked)))
         assert by_rule.ask(asked).addresses == ("192.0.2.1", "2001:db8::1")
         assert of_rule.queries
@@ -388,10 +387,11 @@ class TestSpecialNames:
         answer = forwarder(None, localhost=("192.0.2.1",), a_invalid=("192.0.2.1",))
         for host in ("localhost", "a.invalid"):
             asked = query(question(host))
-            assert answer.answer(asked) == answer_to(asked, a(HOSTS_TTL, FOUR))
+            assert answer.answer(asked, CLIENT) == answer_to(asked, a(HOSTS_TTL, FOUR))
 
     def test_other_class_is_not_special(self) -> None:
-        assert forwarder(RecordingServers()).answer(query(question("localhost", 1, 3))) is None
+        asked = query(question("localhost", 1, 3))
+        assert forwarder(RecordingServers()).answer(asked, CLIENT) is None
 
     @pytest.mark.parametrize(
         "host", ["invalid", "a.invalid", "resolver.arpa", "1.127.in-addr.arpa"]

@@ -54,7 +54,7 @@ class FakeStream(str):
 class RecordingDialer:
     """A Dialer that records the flows it is asked to dial; it raises `failure` if it is set."""
 
-    symmetric = False
+    symmetric = knows_bound = False
     refusal = Reason.UNSUPPORTED
 
     def __init__(

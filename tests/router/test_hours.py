@@ -113,7 +113,7 @@ def test_explain_and_routes_name_the_rule_with_hours() -> None:
     assert text == "rules[0] (hours: tue 08:00-10:00)"
     assert isinstance(outcome, Route) and outcome.rule == "rules[0]"
     clock.text = "tue 10:00"
-    assert router.explain(FLOW)[0] == "" and router.route(FLOW).rule == "default"
+    assert router.explain(FLOW)[0] == "default" and router.route(FLOW).rule == "default"
 
 
 def test_upstreams_of_all_hours_are_candidates() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections import deque
 from pathlib import Path
@@ -188,9 +189,11 @@ def test_line_that_is_no_network_is_an_error_with_its_number(
 
 @pytest.mark.parametrize("reader", [read_domains, read_networks])
 def test_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path, reader: Reader) -> None:
+    os.mkfifo(tmp_path / "fifo")
     for path, reason in (
         (tmp_path / "missing", "No such file or directory"),
         (tmp_path, "Is a directory"),
+        (tmp_path / "fifo", "it is not a regular file"),
     ):
         with pytest.raises(ConfigError) as caught:
             list(reader(str(path)))

@@ -23,7 +23,8 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.stream import complete
-from netproxy.protocol import connect_udp, http1, socks4, socks5
+from netproxy.protocol import http1, socks4, socks5
+from netproxy.protocol.http import connect_udp
 from netproxy.router.router import RuleRouter
 from tests.support.readers import BytesReader
 from tests.support.routing import StubResolver, flow, routing
@@ -149,6 +150,26 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         "any address of a name is enough",
         "[{ip: 10.0.0.0/8, via: branch}]",
         [Row("tcp 192.168.1.5 -> both.example:80 on main", "branch", ASKED_BOTH)],
+    ),
+    (
+        "commands: what a client asks for, over TCP or as datagrams",
+        "[{command: connect, not: {port: 443}, via: block}, {command: [bind, udp], via: office}, "
+        "{command: http, via: branch}]",
+        [
+            Row("tcp 192.168.1.5 -> 10.0.0.1:80 on main", "block"),
+            Row("tcp 192.168.1.5 -> 10.0.0.1:443 on main", "far"),
+            Row("http 192.168.1.5 -> 10.0.0.1:80 on main", "branch"),
+            Row("bind 192.168.1.5 -> 10.0.0.1:80 on main", "office"),
+            Row("udp 192.168.1.5 -> 10.0.0.1:80 on main", "office"),
+        ],
+    ),
+    (
+        "the user * is everybody who has logged in",
+        "[{user: '*', via: office}]",
+        [
+            Row("tcp alice@192.168.1.5 -> 10.0.0.1:80 on main", "office"),
+            Row("tcp 192.168.1.5 -> 10.0.0.1:80 on main", "far"),
+        ],
     ),
     (
         "literal forms are the addresses they mean (hazard 11)",
@@ -622,11 +643,11 @@ class TestExplain:
         )
         assert text == "rules[0] (port: [1, 2, 3, 4, 5, ...])"
 
-    def test_explanation_without_a_rule_is_empty(self) -> None:
+    def test_explanation_without_a_rule_says_whose_upstream_it_is(self) -> None:
         text, route = router("[{port: 1, via: block}]", StubResolver({})).explain(
             flow("tcp 192.168.1.5 -> a.test:2 on guests")
         )
-        assert text == "" and isinstance(route, Route) and route.dialer.name == "parents"
+        assert text == "listener" and isinstance(route, Route) and route.dialer.name == "parents"
 
     def test_explanation_names_the_upstream_of_the_user(self) -> None:
         text, route = router("[{port: 1, via: block}]", StubResolver({})).explain(

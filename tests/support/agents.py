@@ -9,11 +9,12 @@ from netproxy.errors import ListenError
 from netproxy.interfaces.listeners import AllowedClients
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
+from netproxy.protocol.tunnel import BridgePort, Hello, Registration, Welcome
 from netproxy.tunnel.bridge import Bridge
 from netproxy.tunnel.dialer import TunnelDialer
 from netproxy.tunnel.ports import AgentRights, PortRange
-from netproxy.tunnel.sessions import AgentSession, AgentSessions
+from netproxy.tunnel.control.session import AgentSession
+from netproxy.tunnel.control.sessions import AgentSessions
 from tests.support.sockets import SECONDS
 from tests.support.tcp import TcpRig
 
@@ -134,7 +135,7 @@ class PlayedAgent:
 
     def register(self, *services: BridgePort, is_exit: bool = False) -> dict[BridgePort, int]:
         """Register services; return their outcomes."""
-        self.send(tunnel.encode_register(services, is_exit))
+        self.send(tunnel.encode_register(Registration(services, is_exit)))
         return dict(tunnel.parse_registered(self.read(tunnel.REGISTERED)))
 
     def is_closed(self) -> bool:

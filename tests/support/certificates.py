@@ -70,7 +70,9 @@ def certificates() -> Certificates:
         files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
         subject = ("-subj", f"/CN=test {name}")
         _openssl(directory, "req", "-x509", *_KEY, "-nodes", "-days", "90", *subject, *files)
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    (directory / "names").write_text(
+        "subjectAltName=DNS:localhost,DNS:agents.example,IP:127.0.0.1\n"
+    )
     authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
     for name in ("server", "client"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")

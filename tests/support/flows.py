@@ -34,7 +34,14 @@ class Anywhere:
         return tuple(addresses)
 
 
-class OneUpstream:
+class NamesNothing:
+    """Base of routers that know no name for an address."""
+
+    def named(self, flow: Flow) -> Flow:
+        return flow
+
+
+class OneUpstream(NamesNothing):
     """A Router that sends all flows to one upstream.
 
     Names are looked up by `look_up`; without it nothing is.

@@ -25,8 +25,8 @@ from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.announce import Announcer
 from netproxy.handler.bind import Binder
 from netproxy.handler.outbound import Outbound
-from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Socks5Handler, Socks5Login
+from netproxy.handler.socks.socks4 import Socks4Handler
+from netproxy.handler.socks.socks5 import Socks5Handler, Socks5Login
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.connections import Handler
 from netproxy.interfaces.flows import Flow, LiveFlow, Record
@@ -38,6 +38,7 @@ from netproxy.interfaces.services import Counter, Trace
 from netproxy.observe.records import as_text
 from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
+from tests.support.logins import FailureCounts
 from tests.support.accounts import account_book, standing
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
@@ -152,7 +153,7 @@ class RecordingDialer:
 
     name = "recording"
     refusal = Reason.UNSUPPORTED
-    symmetric = False
+    symmetric = knows_bound = False
     resolves_names = True
 
     def __init__(
@@ -227,18 +228,16 @@ class HandlerDependencies:
         self.router = OneUpstream(self.dialer)
         self.accounts = account_book()
         self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log, self.accounts)
-        announcer = announcer or Announcer([], LiteralResolver())
+        announcer = announcer or Announcer([])
         self.binder = Binder(announcer, self.counters, bind_seconds)
-        self.login = Login(Users(users or {}), auth)
+        self.login = Login(Users(users or {}), auth, FailureCounts(self.counters))
         self.permission = permission(self.login, self.counters)
 
     def socks4(self) -> Socks4Handler:
         return Socks4Handler("test", self.outbound, self.binder, self.permission)
 
     def socks5(self) -> Socks5Handler:
-        return Socks5Handler(
-            "test", self.outbound, self.binder, None, Socks5Login(self.permission, self.counters)
-        )
+        return Socks5Handler("test", self.outbound, self.binder, None, Socks5Login(self.permission))
 
     @property
     def dialled(self) -> list[Address]:

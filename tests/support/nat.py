@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterable
 
 import pytest
 
 from netproxy.access.accounts.subject import Limits
+from netproxy.interfaces.accounts import SharedGauge
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
@@ -14,9 +15,10 @@ from netproxy.net.datagram import PITCH, Arena, ArenaPool
 from netproxy.relay import nat
 from netproxy.relay.client import Client
 from netproxy.relay.entry import Entry
-from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
+from netproxy.relay.nat import NatTable
 from netproxy.relay.quota import SessionLimits
 from netproxy.relay.session import Session
+from netproxy.relay.table.policy import NatDependencies, NatPolicy
 from tests.support.accounts import account_book
 from tests.support.doubles import Counts, Lines, Records
 from tests.support.flows import OneUpstream
@@ -43,20 +45,26 @@ class Clock:
 class NatRig:
     """A table without sockets, and what a test sees of it."""
 
-    def __init__(self, workers: FakePool | None = None) -> None:
+    def __init__(self, workers: FakePool | None = None, shared: SharedGauge | None = None) -> None:
         self.counts, self.records, self.log = Counts(), Records(), Lines()
         self.workers = workers or FakePool()
         self.dialer = FakeDialer()
         self.arena = Arena()
         dials = names = self.workers.submit_fairly
         self.accounts = account_book()
-        counts, records, accounts = self.counts, self.records, self.accounts
+        self.renewed: list[tuple[str, set[str]]] = []
+        """The clients that have renewed their use of fake addresses, with these."""
+        recorders = self.counts, self.records, self.accounts, self.log
         self.table = NatTable(
             NatPolicy(SessionLimits(ENOUGH, ENOUGH), IDLE),
-            NatDependencies(ArenaPool(Arena), dials, names, counts, records, accounts, self.log),
+            NatDependencies(ArenaPool(Arena), dials, names, *recorders, self._renew),
+            shared,
         )
         self.clock = Clock()
         self.local = FakeSocket()
+
+    def _renew(self, client: str, hosts: Iterable[str]) -> None:
+        self.renewed.append((client, set(hosts)))
 
     def use_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the table take its time from `clock`."""

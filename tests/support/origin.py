@@ -29,6 +29,7 @@ from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.accounts import account_book
+from tests.support.flows import NamesNothing
 from tests.support.handlers import permission
 from tests.support.waits import run_to_end
 
@@ -322,7 +323,7 @@ class LoopbackDialer:
     """
 
     carries = frozenset({"tcp"})
-    symmetric = False
+    symmetric = knows_bound = False
 
     def __init__(
         self, origin: Origin, elsewhere: Mapping[str, Origin], name: str = "loopback"
@@ -347,7 +348,7 @@ _OK_ANSWERS = answers(OK)
 _NO_LOGIN = Login(Users({}), "none")
 
 
-class Rig:
+class Rig(NamesNothing):
     """HttpHandler as a listener drives it, in front of one origin; also its Router and Observer.
 
     The end of the context waits for the thread of every connection, and fails if one is stuck
@@ -362,12 +363,13 @@ class Rig:
         idle: float = PATIENCE,
         handshake: float = PATIENCE,
         elsewhere: Mapping[str, Origin] = {},
+        counters: Counters | None = None,
     ) -> None:
         self.origin = Origin(play)
         self.dialer = LoopbackDialer(self.origin, elsewhere)
         # Other upstreams, by the target's host.
         self.by_host: dict[str, Dialer] = {}
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.records: list[Record] = []
         limits = PipeLimits(idle, idle)
         self.outbound = outbound = Outbound(self, limits, self.counters, self, account_book())

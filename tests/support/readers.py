@@ -14,7 +14,7 @@ import pytest
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.connections import Steps
 from netproxy.net.stream import complete
-from netproxy.protocol.http1_message import Body, Framing
+from netproxy.protocol.http.http1_message import Body, Framing
 
 # Looks like the start of several protocols.
 TRAILING = b"\x05\x04\x00\r\n\r\nGET a"

@@ -22,6 +22,7 @@ from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.daemon.build import build
 from netproxy.daemon.daemon import Daemon
+from netproxy.daemon.questions import PlanQuestions
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream, complete
@@ -40,7 +41,8 @@ def configuration(text: str) -> Config:
 
 def described(text: str) -> list[str]:
     """Return what netproxyd -t prints of a configuration."""
-    return build(configuration(text), Runtime(RecordingLog()), None).describe()  # type: ignore[arg-type]
+    plan = build(configuration(text), Runtime(RecordingLog()), None)  # type: ignore[arg-type]
+    return PlanQuestions(plan).describe()
 
 
 class Running:
@@ -51,7 +53,9 @@ class Running:
         self.daemon = Daemon(self.log)  # type: ignore[arg-type]
         self.daemon.start(configuration(text))
         first = self.daemon.summary().partition(",")[0]
-        self.port = int(first.rpartition(":")[2]) if ":" in first else 0
+        # A UNIX socket has a path and no port.
+        port = first.rpartition(":")[2]
+        self.port = int(port) if port.isdigit() else 0
 
     def count(self, name: str, reason: str = "") -> int:
         return self.daemon.counters.value(name, reason)
@@ -87,7 +91,8 @@ class Running:
             for session in list(state.table._mappings):
                 session.active = True
         janitor.sweep(now)
-        janitor.sweep(now + later)
+        # A little more: (now + later) - now may be less than `later`.
+        janitor.sweep(now + later + 0.001)
 
     def reload(self, text: str) -> None:
         self.daemon.reload(configuration(text))

@@ -1,7 +1,7 @@
 """Builds a router from the text of a configuration.
 
 The dialers are real, but no test dials them; the resolver counts lookups.  Flows are
-written as "udp alice@192.168.1.5 -> example.com:443 on main".
+written as "udp alice@192.168.1.5 -> example.com:443 on main", or with http or bind first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 import time
 from typing import Callable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets
+from netproxy.access.destinations import Destinations
+from netproxy.access.own_sockets import OwnSockets
 from netproxy.access.factory import make_policies
 from netproxy.config.schema import Config, UpstreamConfig
 from netproxy.dialer.direct import TargetResolver
@@ -18,7 +19,7 @@ from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.daemon.plan import make_fallbacks
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.flows import COMMANDS, Flow
 from netproxy.interfaces.routing import (
     ANY_ROUTE,
     DestinationGuard,
@@ -33,16 +34,18 @@ from netproxy.router.factory import Routing, RoutingDependencies, make_routing
 from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.relays import configuration
 
-_FLOW = re.compile(r"(tcp|udp) (?:([^@ ]+)@)?(\S+) -> (\S+):(\d+) on (\S+)\Z")
+_FLOW = re.compile(r"(tcp|udp|http|bind) (?:([^@ ]+)@)?(\S+) -> (\S+):(\d+) on (\S+)\Z")
 
 
 def flow(text: str) -> Flow:
     """Parse a flow.  The host becomes canonical, as codecs make it, whatever the spelling."""
     match = _FLOW.match(text)
     assert match, text
-    network, user, client, host, port, listener = match.groups("")
+    word, user, client, host, port, listener = match.groups("")
     target = Address(parse_host(host.encode()), int(port))
-    return Flow(network, Address(client, 50000), target, listener, user)
+    is_command = word in COMMANDS and word != "udp"
+    network, command = ("tcp", word) if is_command else (word, "connect")
+    return Flow(network, Address(client, 50000), target, listener, user, command=command)
 
 
 class StubResolver:
@@ -125,6 +128,6 @@ def routing(
             resolver,
             guard,
             verdicts or Verdicts(60.0, 100),
-            clock,
+            clock=clock,
         ),
     )

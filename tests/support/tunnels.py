@@ -8,6 +8,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
+from tests.support.certificates import Certificates
 from tests.support.ports import free_port as free_port
 from tests.support.relays import LOCALHOST, SECONDS, Running, UdpPort
 from tests.support.sockets import wait_until
@@ -33,6 +34,19 @@ tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:{port}', name: home, token: {TOKEN},
 services: {services}, exit: {str(is_exit).lower()}}}}}
 {more}
 """
+
+
+def tls_bridge_text(files: Certificates, ports: str, more: str = "") -> str:
+    """Return the configuration of a bridge with TLS; `more` is added to its `tls`."""
+    listener = f"127.0.0.1:0', tls: {files.listener(more)}"
+    return bridge_text(ports).replace("tcp://127.0.0.1:0'", listener)
+
+
+def tls_agent_text(files: Certificates, port: int, services: str, tls: str = "") -> str:
+    """Return the configuration of an agent with TLS, which trusts the test's authority."""
+    tls = tls or f"{{ca: '{files.path('ca.pem')}'}}"
+    text = agent_text(port, services).replace("tcp://127.0.0.1", "tls://127.0.0.1")
+    return text.replace("token:", f"tls: {tls}, token:")
 
 
 class TunnelDaemon(Running):

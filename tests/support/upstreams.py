@@ -6,7 +6,7 @@ Nothing here has a socket or a thread.  A task of the pool runs when the test ca
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Hashable
+from typing import Any, Callable, Hashable, Sequence
 
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
@@ -44,6 +44,10 @@ class FakeConn:
     """A PacketConn that records.  Its reader receives what the test passes to offer()."""
 
     member = ""
+    deliverer = None
+    bound: Sequence[Address] = ()
+    only: Address | None = None
+    """The only target that it reaches; None for all."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Any]] = []
@@ -57,6 +61,9 @@ class FakeConn:
         self.closed = threading.Event()
         self._arrived = threading.Condition()
         self._offered: list[tuple[bytes, Hashable]] = []
+
+    def reaches(self, target: Address) -> bool:
+        return self.only in (None, target)
 
     def prepare(self, flow: Flow) -> FakeDestination:
         target = flow.target
@@ -108,7 +115,7 @@ class FakeDialer:
     """A Dialer of FakeConns.  dial_packet() raises `refusal` while that is set."""
 
     carries = frozenset({"tcp", "udp"})
-    symmetric = False
+    symmetric = knows_bound = False
     resolves_names = True
 
     def __init__(self, name: str = "fake") -> None:

@@ -15,12 +15,13 @@ from netproxy.errors import DialError, ProtocolError, Reason, StreamError
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
-from netproxy.protocol.capsule import encode_varint
-from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
+from netproxy.protocol.http.capsule import encode_varint
+from netproxy.protocol.tunnel import BridgePort, Hello, Registration, Welcome
 from netproxy.tunnel import agent as agent_module
-from netproxy.tunnel import control, pool
+from netproxy.tunnel import pool
+from netproxy.tunnel.control import connection
 from netproxy.tunnel.agent import Agent, reconnect_delay
-from netproxy.tunnel.handshake import AgentIdentity
+from netproxy.tunnel.control.handshake import AgentIdentity
 from netproxy.tunnel.pool import WorkPool
 from tests.support.doubles import Lines
 from tests.support.sockets import SECONDS, wait_until
@@ -138,7 +139,7 @@ def read(stream: Stream, kind: int) -> bytes:
 
 def test_agent_registers_and_dials_a_few_work_connections_ahead(bridge: PlayedBridge) -> None:
     bridge.accept_control()
-    assert bridge.registered == ([SSH], False)
+    assert bridge.registered == Registration([SSH], False)
     bridge.accept_work(pool.IDLE_FEWEST)
     wait_until(lambda: bridge.agent.describe().get("idle") == pool.IDLE_FEWEST)
     bridge.assert_no_more_dials()
@@ -183,7 +184,8 @@ def test_reload_registers_the_new_offer(bridge: PlayedBridge) -> None:
     stream = bridge.accept_control()
     services = [SSH, BridgePort("udp", 53)]
     bridge.agent.configure(bridge, services, True)
-    assert tunnel.parse_register(read(stream, tunnel.REGISTER)) == (services, True)
+    registered = tunnel.parse_register(read(stream, tunnel.REGISTER))
+    assert registered == Registration(services, True)
 
 
 def test_agent_answers_pings(bridge: PlayedBridge) -> None:
@@ -253,14 +255,38 @@ def test_dials_that_fail_late_count_as_failures_in_a_row(monkeypatch: pytest.Mon
     bridge.close()
 
 
+@pytest.mark.parametrize("quick", [0.0, 1000.0])
+def test_delay_does_not_grow_soon_after_a_connection_that_lasted(
+    monkeypatch: pytest.MonkeyPatch, quick: float
+) -> None:
+    """Hazard 125: a bridge that is started again is found soon."""
+    failures_in_a_row: list[int] = []
+
+    def no_delay(failures: int) -> float:
+        failures_in_a_row.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(agent_module, "STEADY_SECONDS", 0.0)
+    monkeypatch.setattr(agent_module, "QUICK_SECONDS", quick)
+    monkeypatch.setattr(agent_module, "reconnect_delay", no_delay)
+    bridge = PlayedBridge()
+    bridge.agent.start()
+    control = bridge.accept_control()
+    bridge.failure = DialError(Reason.REFUSED)
+    control.close()
+    wait_until(lambda: len(failures_in_a_row) >= 3)
+    assert failures_in_a_row[:3] == ([1, 1, 1] if quick else [1, 2, 3])
+    bridge.close()
+
+
 @pytest.mark.parametrize("end", ["end", "close", "silence", "long capsule", "bad message"])
 def test_agent_reconnects_whatever_ends_the_control_connection(
     bridge: PlayedBridge, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazards 123, 125, 126."""
     if end == "silence":
-        monkeypatch.setattr(control, "HEARTBEAT_SECONDS", 0.1)
-        monkeypatch.setattr(control, "DEAD_SECONDS", 0.3)
+        monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 0.1)
+        monkeypatch.setattr(connection, "DEAD_SECONDS", 0.3)
     stream = bridge.accept_control()
     works = bridge.accept_work(pool.IDLE_FEWEST)
     if end == "end":

@@ -15,14 +15,14 @@ from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
-from netproxy.protocol.capsule import encode_varint
+from netproxy.protocol.http.capsule import encode_varint
 from netproxy.protocol.tunnel import BridgePort, Hello
 from netproxy.access import backoff
-from netproxy.tunnel import control, sessions
-from netproxy.tunnel import bridge as bridge_module
+from netproxy.tunnel.control import claims, connection
+from netproxy.tunnel.control import session as session_module
 from netproxy.access.backoff import BackOff
 from netproxy.tunnel.ports import AgentRights, PortRange
-from netproxy.tunnel.sessions import AgentSession
+from netproxy.tunnel.control.session import AgentSession
 from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, PlayedAgent
 from tests.support.sockets import Task, nothing_comes, read_to_end, wait_until
 
@@ -48,7 +48,7 @@ def registered(agent: PlayedAgent) -> dict[BridgePort, int]:
 @pytest.fixture
 def short_delay(rig: BridgeRig) -> None:
     """Refuse failed logins almost at once."""
-    rig.bridge._back_off = BackOff(0.05, 0.05)
+    rig.bridge._refusals._back_off = BackOff(0.05, 0.05)
 
 
 # -- logins
@@ -119,7 +119,7 @@ def test_unknown_name_costs_the_same_work_as_a_known_one(
 
     monkeypatch.setattr(tunnel, "agent_proof", count_proof)
     monkeypatch.setattr(tunnel, "secrets_equal", count_comparison)
-    rig.bridge._back_off = BackOff(0.01)
+    rig.bridge._refusals._back_off = BackOff(0.01)
     calls_by_name = {}
     for name in ("home", "nobody"):
         agent = log_in(rig, name, b"wrong")
@@ -309,8 +309,8 @@ def test_silent_agent_is_pinged_and_then_given_up(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazard 126."""
-    monkeypatch.setattr(control, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(control, "DEAD_SECONDS", 2.5)
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "DEAD_SECONDS", 2.5)
     agent = rig.agent()
     agent.register(SSH)
     assert len(agent.read_ping()) == 8
@@ -322,11 +322,11 @@ def test_silent_agent_is_pinged_and_then_given_up(
 def test_agent_that_answers_pings_stays_and_has_a_round_trip_time(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 0.2)
     agent = rig.agent()
     for _ in range(2):
         agent.send(tunnel.encode_message(tunnel.PONG, agent.read_ping()))
-    wait_until(lambda: rig.bridge.describe()[0]["rtt"] > 0)
+    wait_until(lambda: rig.bridge.describe()[0]["rtt"])
 
 
 # -- who owns a name
@@ -336,7 +336,7 @@ def test_second_agent_is_refused_while_the_first_answers(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazard 121."""
-    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.5)
+    monkeypatch.setattr(claims, "CHALLENGE_SECONDS", 0.5)
     first = rig.agent()
     first.register(SSH)
     second = log_in(rig)
@@ -362,7 +362,7 @@ def test_second_agent_takes_over_if_the_first_does_not_answer(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazard 121: it is welcomed only when the ports are free, so that it gets them at once."""
-    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.2)
+    monkeypatch.setattr(claims, "CHALLENGE_SECONDS", 0.2)
     first = rig.agent()
     first.register(SSH)
     work = rig.work(first)
@@ -378,7 +378,7 @@ def test_second_agent_takes_over_if_the_first_does_not_answer(
 def test_second_agent_is_welcomed_if_the_first_leaves_meanwhile(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.5)
+    monkeypatch.setattr(claims, "CHALLENGE_SECONDS", 0.5)
     first = rig.agent()
     second = log_in(rig)
     first.send(tunnel.encode_message(tunnel.PONG, first.read_ping()))
@@ -435,7 +435,7 @@ def test_agent_that_ends_before_its_welcome_has_no_session(
 def test_reload_during_a_challenge_refuses_the_old_token(
     rig: BridgeRig, rights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.3)
+    monkeypatch.setattr(claims, "CHALLENGE_SECONDS", 0.3)
     rig.agent()
     second = log_in(rig)
     wait_until(lambda: rig.session().challenged)
@@ -482,7 +482,7 @@ def test_work_connection_of_another_session_is_refused_at_once(rig: BridgeRig) -
 
 
 def test_idle_work_connections_are_limited(rig: BridgeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "IDLE_LIMIT", 2)
+    monkeypatch.setattr(session_module, "IDLE_LIMIT", 2)
     agent = rig.agent()
     for _ in range(2):
         rig.work(agent)

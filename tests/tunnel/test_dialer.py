@@ -10,12 +10,12 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
-from netproxy.net.framed import FramedConn
+from netproxy.net.frames.framed import FramedConn
 from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import BridgePort, OpenRequest
-from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
-from netproxy.tunnel import sessions
+from netproxy.protocol.tunnels.datagrams import AddressedDatagrams
+from netproxy.tunnel.control import session as session_module
 from netproxy.tunnel.dialer import TRIES, TunnelDialer
 from tests.support.agents import BridgeRig, PlayedAgent
 from tests.support.sockets import Task, read_exactly, read_to_end, wait_until
@@ -110,10 +110,19 @@ def test_dial_without_a_connected_agent_fails_at_once(rig: BridgeRig) -> None:
 
 
 def test_agent_that_is_not_an_exit_is_not_asked(rig: BridgeRig) -> None:
-    rig.agent()
+    rig.agent().register(is_exit=False)
+    wait_until(lambda: not rig.bridge.describe()[0]["exit"])
     error = failure_of(lambda: rig.dialer.dial(FLOW))
     assert error.reason is Reason.DENIED
     assert str(error) == "tunnel://home: agent 'home' is not an exit"
+
+
+def test_agent_that_has_not_registered_yet_decides_itself(rig: BridgeRig) -> None:
+    work = idle_work(rig, rig.agent())
+    dial = Task(failure_of, lambda: rig.dialer.dial(FLOW))
+    assert read_request(work).target == TARGET
+    work.send(tunnel.encode_refuse(Reason.DENIED))
+    assert dial.result().reason is Reason.DENIED
 
 
 def test_agent_is_asked_for_work_connections_if_none_is_idle(
@@ -143,7 +152,7 @@ def test_agent_that_does_not_answer_times_out(rig: BridgeRig, agent: PlayedAgent
 def test_waiting_dials_are_limited(
     rig: BridgeRig, agent: PlayedAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "WAITING_LIMIT", 1)
+    monkeypatch.setattr(session_module, "WAITING_LIMIT", 1)
     waiting = Task(failure_of, lambda: rig.dialer.dial(FLOW))
     agent.read(tunnel.WANT)
     assert failure_of(lambda: rig.dialer.dial(FLOW)).reason is Reason.GENERAL
@@ -259,7 +268,8 @@ def test_end_of_the_agent_ends_datagrams_but_not_streams(
 
 def test_tunnel_dialer_carries_tcp_and_udp_and_resolves_names(rig: BridgeRig) -> None:
     service = TunnelDialer("home", rig.sessions, 1.0, rig.counts, SSH)
+    assert (rig.dialer.carries, service.carries) == ({"tcp", "udp"}, {"tcp"})
     for dialer in (rig.dialer, service):
         assert dialer.name == "tunnel://home"
-        assert (dialer.carries, dialer.resolves_names) == ({"tcp", "udp"}, True)
+        assert dialer.resolves_names
         assert dialer.fixed_for(FLOW) is dialer

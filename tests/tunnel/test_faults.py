@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import ssl
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.net import tls
 from netproxy.net.stream import Stream
 from netproxy.tunnel import agent as agent_module
-from netproxy.tunnel import bridge as bridge_module
+from netproxy.tunnel.control import claims
 from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, socks5
 from tests.support.certificates import Certificates, certificates
@@ -30,6 +32,8 @@ from tests.support.tunnels import (
     agent_text,
     bridge_text,
     free_port,
+    tls_agent_text,
+    tls_bridge_text,
     tunnel,
     tunnel_daemon,
 )
@@ -41,7 +45,7 @@ NO_SERVICE = '{"8022": "127.0.0.1:9"}'
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "RECONNECT_FIRST", 0.1)
     monkeypatch.setattr(agent_module, "RECONNECT_LIMIT", 0.2)
-    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.3)
+    monkeypatch.setattr(claims, "CHALLENGE_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,11 @@ def is_free(port: int) -> bool:
     return True
 
 
+def in_a_pool(thread: threading.Thread) -> bool:
+    pools = ("connection-", "dial-", "udp-dial-", "lookup-", "name-", "query-", "check-", "login-")
+    return thread.name.startswith(pools)
+
+
 def test_bridge_that_stops_and_starts_again_is_found_by_its_agent() -> None:
     """Hazard 125: without another thread each time; UDP sessions are created anew."""
     bridge_port, tcp, udp = free_port(), free_port(), free_port()
@@ -94,15 +103,15 @@ def test_bridge_that_stops_and_starts_again_is_found_by_its_agent() -> None:
             threads = []
             for turn in range(4):
                 wait_until(lambda: agent.tunnels.describe()["agent"].get("tries", 0) >= 3)
-                threads.append(threading.active_count())
+                threads.append(sum(not in_a_pool(thread) for thread in threading.enumerate()))
                 with tunnel_daemon(text) as bridge:
                     bridge.wait_for_agent(2)
                     check_echo(tcp)
                     client.send(b"%d" % turn, Address(LOCALHOST, udp))
                     client.expect(b"%d" % turn)
                 assert is_free(tcp)
-            # The pools have their threads since the first turn.
-            assert max(threads[2:]) - threads[1] <= 2
+            # Pools are bounded, and have as many threads as the machine is busy.
+            assert threads[1:] == [threads[1]] * 3
 
 
 def test_agent_that_stops_frees_its_ports_and_may_come_back() -> None:
@@ -203,25 +212,12 @@ def test_agent_that_is_dialling_ends_on_reload(silent: str, files: Certificates)
             text = text.replace("agent: {", f"agent: {{{upstream}, ")
         with tunnel_daemon(text) as agent:
             running = agent.tunnels.agent._agent
-            wait_until(lambda: any(running._dials._sockets.values()))
+            wait_until(lambda: any(running._dials._running._sockets.values()))
             agent.reload("listeners: []")
             assert not running.thread.is_alive()
 
 
 # -- TLS
-
-
-def tls_bridge_text(files: Certificates, ports: str, more: str = "") -> str:
-    """Return the configuration of a bridge with TLS; `more` is added to its `tls`."""
-    listener = f"127.0.0.1:0', tls: {files.listener(more)}"
-    return bridge_text(ports).replace("tcp://127.0.0.1:0'", listener)
-
-
-def tls_agent_text(files: Certificates, port: int, services: str, tls: str = "") -> str:
-    """Return the configuration of an agent with TLS, which trusts the test's authority."""
-    tls = tls or f"{{ca: '{files.path('ca.pem')}'}}"
-    text = agent_text(port, services).replace("tcp://127.0.0.1", "tls://127.0.0.1")
-    return text.replace("token:", f"tls: {tls}, token:")
 
 
 def test_tunnel_within_tls_carries_streams_and_datagrams(files: Certificates) -> None:
@@ -332,9 +328,8 @@ def test_reload_does_not_resume_tls_sessions_of_an_earlier_trust(
                 agent.reload(text(f"{{ca: '{ca}'}}"))
                 # The control connection was trusted when it was made, and stays.
                 assert agent.tunnels.agent._agent is before
-                # The idle work connections are used up: others are dialled.
-                for _ in range(pool.IDLE_FEWEST):
-                    check_echo(port)
+                # The idle work connections serve once more and are used up: others are dialled.
+                wait_until(lambda: is_used_up(bridge, port))
             elif change == "ca":
                 agent.reload(text(f"{{ca: '{files.path('stranger.pem')}'}}"))
                 assert agent.tunnels.agent._agent is not before
@@ -346,9 +341,23 @@ def test_reload_does_not_resume_tls_sessions_of_an_earlier_trust(
             wait_until(lambda: has_line(agent, said))
             assert agent.tunnels.agent.connector.trust._session is None
             if change == "content of ca":
-                assert not bridge.agents()[0]["idle"]
+                # None of those that have served is idle again; the janitor finds them closed.
+                # One that was being dialled during the reload may serve once more.
+                wait_until(lambda: is_used_up(bridge, port))
             else:
                 wait_until(lambda: not bridge.agents())
+
+
+def is_used_up(bridge: Any, port: int) -> bool:
+    """Use an idle work connection, if there is one; return whether there is none any more.
+
+    One that the bridge still counts may be closed already: such a client waits for a dial which
+    the agent no longer trusts, and goes.
+    """
+    if bridge.agents()[0]["idle"]:
+        with contextlib.suppress(OSError, EOFError, AssertionError):
+            check_echo(port)
+    return not bridge.agents()[0]["idle"]
 
 
 def test_tls_session_of_a_dial_during_a_reload_stays_with_its_configuration(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from netproxy.admin.explain import FlowError
+from netproxy.admin.diagnosis.dial_test import DialTests
+from netproxy.admin.diagnosis.explain import FlowError
 from netproxy.daemon.tunnels import ports as tunnel_ports
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.tcp import TcpListener
@@ -19,7 +22,7 @@ from netproxy.protocol.proxy_protocol import read_header
 from netproxy.protocol.tunnel import BridgePort
 from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, Refused, socks5
-from tests.support.relays import LOCALHOST, SECONDS, SPS, UdpClient, UdpPort, running
+from tests.support.relays import LOCALHOST, SECONDS, SPS, UdpClient, UdpPort, described, running
 from tests.support.sockets import (
     Task,
     is_reset,
@@ -77,6 +80,57 @@ def tcp_service(port: int, echo: Echo) -> str:
 
 def udp_service(port: int, echo: UdpEcho) -> str:
     return f'{{"{port}/udp": "{LOCALHOST}:{echo.address.port}"}}'
+
+
+# -- services as upstreams
+
+
+def test_service_of_an_agent_is_an_upstream_for_tcp() -> None:
+    """It needs no exit."""
+    port = free_port()
+    more = f"default: tunnel://home/{port}"
+    with Echo() as echo, tunnel(tcp_service(port, echo), f"[{port}]", more=more) as (bridge, _):
+        with dial_socks(bridge, ("192.0.2.1", 9)) as sock:
+            check_echo(sock)
+        wait_until(lambda: bridge.log.records)
+        assert bridge.log.records[0].upstream == f"tunnel://home/{port}"
+    listed = described(bridge_text(more="default: tunnel://home/9"))
+    carries = "tunnel://home/9 carries tcp; no udp: tunnel://home/9 is a service for TCP"
+    assert any(carries in line for line in listed)
+
+
+def test_service_that_the_agent_lacks_is_refused() -> None:
+    port, more = free_port(), "default: tunnel://home/9"
+    with Echo() as echo, tunnel(tcp_service(port, echo), f"[{port}]", more=more) as (bridge, agent):
+        assert_refused(bridge, ("192.0.2.1", 9), 2)
+        (line,) = [line for line in agent.log.lines if "tunnel.agent.services" in line]
+        assert "asked=9/tcp" in line
+
+
+def test_explain_says_whether_the_agent_is_connected() -> None:
+    text = bridge_text(more="default: tunnel://home")
+    with running(text) as bridge:
+        lines = bridge.daemon.explain("-> 192.0.2.1:80")
+        assert lines[-1] == "carried: no: agent 'home' is not connected"
+    port, more = free_port(), "default: tunnel://home"
+    with Echo() as echo, tunnel(tcp_service(port, echo), f"[{port}]", more=more) as (bridge, _):
+        bridge.wait_for_agent(1)
+        lines = bridge.daemon.explain("-> 192.0.2.1:80")
+        assert lines[-1] == "carried: no: agent 'home' is not an exit"
+    more = f"default: tunnel://home/{port}"
+    with Echo() as echo, tunnel(tcp_service(port, echo), f"[{port}]", more=more) as (bridge, _):
+        bridge.wait_for_agent(1)
+        assert bridge.daemon.explain("-> 192.0.2.1:80")[-1] == "carried: yes"
+
+
+def test_target_is_tested_through_an_agent() -> None:
+    port = free_port()
+    with Echo() as echo, tunnel(tcp_service(port, echo), f"[{port}]") as (bridge, _):
+        paths = bridge.daemon.questions.paths()
+        request = {"target": "192.0.2.1:80", "via": "tunnel://home"}
+        answer = DialTests().run(paths, request)
+        assert answer["failure"] is not None
+        assert "agent 'home' is not an exit" in str(answer["failure"])
 
 
 # -- public ports
@@ -237,9 +291,11 @@ def test_service_that_refuses_resets_the_client() -> None:
     with (
         refusing() as target,
         tunnel(f'{{"{port}": "{target}"}}', f"[{port}]") as (_, agent),
-        dial(port) as sock,
+        socket.socket() as sock,
     ):
-        assert is_reset(sock)
+        # The reset may come before connect() returns.
+        sock.settimeout(SECONDS)
+        assert sock.connect_ex((LOCALHOST, port)) == errno.ECONNRESET or is_reset(sock)
         assert agent.count("tunnel_refused", "connection refused") == 1
 
 
@@ -257,6 +313,35 @@ def test_proxy_header_tells_the_service_the_client() -> None:
         with tunnel(services, f"[{port}]"), dial(port) as sock:
             check_echo(sock)
             assert clients == [Address(*sock.getsockname())]
+
+
+@pytest.mark.parametrize("has_header", [False, True])
+def test_service_may_be_a_unix_socket(tmp_path: Path, has_header: bool) -> None:
+    port, path = free_port(), tmp_path / "service"
+    clients: list[Address | None] = []
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            stream = Stream(sock)
+            clients.append(complete(read_header(stream)) if has_header else None)
+            sock.sendall(complete(stream.read_exactly(5)))
+            assert read_to_end(sock) == b""
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        service = Task(serve)
+        services = (
+            f'{{"{port}": {{target: "unix:{path}", proxy_protocol: {str(has_header).lower()}}}}}'
+        )
+        with tunnel(services, f"[{port}]") as (_, agent):
+            with dial(port) as sock:
+                check_echo(sock)
+                assert clients == [Address(*sock.getsockname()) if has_header else None]
+            service.result()
+            wait_until(lambda: agent.log.records)
+            assert str(agent.log.records[0].flow.target) == f"unix:{path}"
 
 
 def test_records_on_both_sides_name_the_client() -> None:
@@ -422,11 +507,11 @@ rules: [{listener: tunnel-agent, port: 25, via: block}]
 """
     with tunnel(is_exit=True, more=VIA_HOME, agents=rules) as (bridge, agent):
         for port, upstream in ((25, "block"), (80, "direct")):
-            lines = agent.daemon.explain(f"203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent")
+            lines = agent.daemon.explain(f"tcp 203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent")
             assert lines[0] == f"flow: tcp 203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent"
             assert lines[2] == f"upstream: {upstream}"
         # The agent has no other listener.
-        assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(" on tunnel-agent")
+        assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(", listener tunnel-agent)")
         with pytest.raises(FlowError, match="no listener 'tunnel-agent'"):
             bridge.daemon.explain("-> 127.0.0.1:80 on tunnel-agent")
 

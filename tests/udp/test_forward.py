@@ -83,7 +83,13 @@ def test_datagrams_of_a_banned_client_are_dropped_for_that_reason(level: str) ->
         relay.daemon.standing.ban_client(LOCALHOST)
         client.send(b"banned", entrance)
         eventually(lambda: relay.drops() == {"client banned": 1})
-        (record,) = [line for line in relay.log.lines if line.startswith("msg=refused")]
+
+        def refused() -> list[str]:
+            return [line for line in relay.log.lines if line.startswith("msg=refused")]
+
+        # The record follows the counter.
+        eventually(refused)
+        (record,) = refused()
         assert 'decided="netproxyctl ban"' in record
         relay.daemon.standing.unban(LOCALHOST)
         check_echo(client, entrance, target)

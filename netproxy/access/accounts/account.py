@@ -6,11 +6,12 @@ Thread: AccountBook calls the methods in the second half under its lock.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Callable, Sequence
 
-from netproxy.access.accounts.ledger import CONNECTIONS, DOWN, SESSIONS, UP
+from netproxy.access.accounts.ledger import CONNECTIONS, DOWN, OPENED, SESSIONS, UP
 from netproxy.access.accounts.pacing import LeasedPace
 from netproxy.access.accounts.subject import Subject
+from netproxy.interfaces.accounts import UNLIMITED
+from netproxy.typed import TYPE_CHECKING, Callable, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow, LiveFlow
@@ -53,12 +54,27 @@ class FlowAccount:
             if self not in subject.accounts:
                 subject.accounts[self] = None
                 subject.slot.enter(self._word, is_new)
-        left = [subject for subject in self.subjects if subject not in subjects]
+        before, self.subjects = self.subjects, subjects
+        if not before:
+            return ()
+        left = [subject for subject in before if subject not in subjects]
         for subject in left:
             del subject.accounts[self]
-            subject.slot.add(self._word, -1)
-        self.subjects = subjects
+            subject.slot.leave(self._word)
         return left
+
+    def exceeded(self, is_new: bool) -> str:
+        """Return the key of a limit that is exceeded with this flow, "" if none.
+
+        For several processes, see Subject.exceeded().  The caller lets the flow leave.
+        """
+        network, subjects = self.flow.network, self.subjects
+        for subject in subjects:
+            if key := subject.exceeded(network, is_new):
+                for counted in subjects:
+                    counted.slot.add(OPENED, -is_new)
+                return key
+        return ""
 
     def settle(self) -> tuple[int, int]:
         """Add to the ledger what has been moved since the last time; return it."""
@@ -82,9 +98,12 @@ class FlowAccount:
     def leave(self) -> Sequence[Subject]:
         """Count the flow out; return the subjects that it had."""
         left, self.subjects, self.live = self.subjects, (), None
-        self.up.close(self._sent)
-        self.down.close(self._received)
+        # Few flows are under a rate, and a call costs more than a comparison.
+        if self.up.mark != UNLIMITED:
+            self.up.close(self._sent)
+        if self.down.mark != UNLIMITED:
+            self.down.close(self._received)
         for subject in left:
             del subject.accounts[self]
-            subject.slot.add(self._word, -1)
+            subject.slot.leave(self._word)
         return left

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
 
 from netproxy.access.accounts.account import FlowAccount
-from netproxy.access.accounts.ledger import OPENED, Ledger, LedgerFull
+from netproxy.access.accounts.ledger import Ledger, LedgerFull
 from netproxy.access.accounts.limits_in_force import LimitsInForce, SubjectKey
 from netproxy.access.accounts.subject import (
     CLIENT,
@@ -25,14 +24,15 @@ from netproxy.access.accounts.subject import (
     SubjectStats,
 )
 from netproxy.errors import FlowRefused, Reason
-from netproxy.interfaces.accounts import limit_reason
+from netproxy.interfaces.accounts import refused_by
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import client_key
 from netproxy.interfaces.listeners import CLIENT_RATE, decided_by
+from netproxy.typed import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.standing import Standing
-    from netproxy.access.accounts.usage import UsageBook
+    from netproxy.interfaces.accounts import UserUsage
     from netproxy.interfaces.flows import Flow, LiveFlow
 
 SETTLED_AT_ONCE = 128
@@ -44,16 +44,24 @@ IDLE_LIMIT = 4096
 class AccountBook:
     """Opens the accounts of all flows (interfaces.accounts.Accounts)."""
 
-    def __init__(self, usage: UsageBook, standing: Standing) -> None:
-        """`usage` is told what users have moved; `standing` decides who gets nothing new."""
+    def __init__(self, usage: UserUsage, standing: Standing, ledger: Ledger | None = None) -> None:
+        """`usage` is told what users have moved; `standing` decides who gets nothing new.
+
+        `ledger`: that of several processes, None for one of this process alone.
+        """
         self._usage = usage
         self._standing = standing
         # Guards everything below, the ledger, and all subjects, accounts, buckets and shares.
         self._lock = threading.Lock()
-        self._ledger = Ledger()
+        self._ledger = ledger or Ledger()
         self._subjects: dict[tuple[str, str], Subject] = {}
         self._idle: BoundedDict[tuple[str, str], Subject] = BoundedDict(IDLE_LIMIT)
         self._limits = LimitsInForce()
+
+    def become_worker(self, index: int, usage: UserUsage) -> None:
+        """Count in the table of a worker from now on."""
+        self._ledger.use_table(index)
+        self._usage = usage
 
     def configure(
         self, users: Mapping[str, Limits], listeners: Mapping[str, ListenerRates]
@@ -79,10 +87,10 @@ class AccountBook:
             self._limits.grant(user, limits)
             self._renew_user(user)
 
-    def limits(self, user: str) -> Limits:
-        """Return the limits in force for a user."""
+    def limits(self, user: str, granted: bool = False) -> Limits:
+        """Return the limits in force for a user, or those that a check of logins has `granted`."""
         with self._lock:
-            return self._limits.of_user(user)
+            return self._limits.granted(user) if granted else self._limits.of_user(user)
 
     def open(self, flow: Flow, is_new: bool = True) -> FlowAccount:
         """Count a flow in.  Raises FlowRefused.
@@ -91,9 +99,9 @@ class AccountBook:
         connection.
         """
         network, user, client = flow.network, flow.user, client_key(flow.client.host)
-        if refusal := self._standing.refusal(user, client):
-            decided = decided_by(refusal, user)
-            raise FlowRefused(Reason.DENIED, said=refusal, decided=decided)
+        standing = self._standing
+        if standing.restricts and (refusal := standing.refusal(user, client)):
+            raise FlowRefused(Reason.DENIED, said=refusal, decided=decided_by(refusal, user))
         account = FlowAccount(flow, self._lock, self.close)
         with self._lock:
             # Few calls: every connection passes here.
@@ -106,31 +114,32 @@ class AccountBook:
                     is_limited = True
                     if key := subject.reached(network, is_new):
                         self._retire(subjects)
-                        raise FlowRefused(Reason.LIMIT, said=limit_reason(key), decided=key)
+                        raise refused_by(key)
             account.enter(subjects, is_new)
             if is_limited:
+                if self._ledger.is_shared and (key := account.exceeded(is_new)):
+                    self._retire(account.leave())
+                    raise refused_by(key)
                 account.configure()
         return account
 
     def refuse_arrival(self, listener: str, host: str) -> str:
         """Count a new connection of a host to a listener; return why it is refused, "" if not."""
-        client = client_key(host)
-        if refusal := self._standing.refusal("", client):
+        standing = self._standing
+        if standing.restricts and (refusal := standing.refusal("", client_key(host))):
             return refusal
         rates = self._limits.listeners.get(listener)
         if rates is None or rates.connections_per_client is None:
             return ""
-        key = ARRIVALS, f"{listener} {client}"
+        key = ARRIVALS, f"{listener} {client_key(host)}"
         with self._lock:
             try:
                 subject = self._subject(*key)
             except LedgerFull:
                 return CLIENT_RATE
-            refusal = CLIENT_RATE if subject.reached("tcp") else ""
-            if not refusal:
-                subject.slot.add(OPENED, 1)
+            is_admitted = subject.arrive()
             self._retire((subject,))
-        return refusal
+        return "" if is_admitted else CLIENT_RATE
 
     def is_overridden(self, user: str) -> bool:
         """Return whether a user has other limits than the configured ones."""
@@ -161,6 +170,11 @@ class AccountBook:
             self._settle(subject)
         with self._lock:
             return [subject.stats() for subject in subjects if subject.accounts]
+
+    def count(self, kind: str) -> int:
+        """Return how many subjects of a kind have flows here, and in no table before this one."""
+        subjects = list(self._subjects.items())
+        return sum(key[0] == kind and subject.slot.is_first() for key, subject in subjects)
 
     def flows(self, kind: str, name: str) -> list[LiveFlow]:
         """Return the running flows of a subject."""

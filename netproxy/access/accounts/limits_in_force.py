@@ -7,8 +7,6 @@ under its lock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping
-
 from netproxy.access.accounts.subject import (
     ARRIVALS,
     CLIENT,
@@ -20,6 +18,7 @@ from netproxy.access.accounts.subject import (
     ListenerRates,
 )
 from netproxy.interfaces.bounded import BoundedDict
+from netproxy.typed import TYPE_CHECKING, Mapping
 
 if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
@@ -63,11 +62,16 @@ class LimitsInForce:
 
     def of_user(self, user: str) -> Limits:
         """Return the limits of a user."""
-        configured = self.overrides.get(user) or self._users.get(user)
-        return configured or self._granted.get(user, NO_LIMITS)
+        return self.overrides.get(user) or self._users.get(user) or self.granted(user)
+
+    def granted(self, user: str) -> Limits:
+        """Return the limits that an external check of logins has set for a user."""
+        return self._granted.get(user, NO_LIMITS)
 
     def of(self, kind: str, name: str) -> Limits:
         """Return the limits of a subject."""
+        if kind == CLIENT:
+            return NO_LIMITS
         limits = self._of(kind, name)
         # One object, which is told apart without a comparison.
         return NO_LIMITS if limits == NO_LIMITS else limits
@@ -75,8 +79,6 @@ class LimitsInForce:
     def _of(self, kind: str, name: str) -> Limits:
         if kind == USER:
             return self.of_user(name)
-        if kind == CLIENT:
-            return NO_LIMITS
         listener = name if kind == LISTENER else name.rpartition(" ")[0]
         rates = self.listeners.get(listener, ListenerRates())
         if kind == ARRIVALS:

@@ -6,6 +6,10 @@ share get equal shares, and a flow that wants less finds its lease ready.  A flo
 not ready waits (TCP) or drops (UDP).  The path of a byte only compares two numbers, and no flow
 has a thread or a timer of its own.
 
+Several processes share a limit: each adds what the others have used since it looked last.  When
+that was before its burst was whole again, or before it knew the limit at all, it cannot tell from
+the amount when they used it; then it takes the time that they have noted in the ledger.
+
 Thread: any; the caller of Bucket holds the lock of AccountBook.  LeasedPace.renew() takes it.
 """
 
@@ -14,10 +18,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Sequence
 
-from netproxy.access.accounts.ledger import Slot
+from netproxy.access.accounts.ledger import LEASED_UP, LEASED_UP_UNTIL, OPENED_UNTIL, Slot
 from netproxy.interfaces.accounts import UNLIMITED
+from netproxy.typed import Sequence
 
 LEASE_SECONDS = 0.04
 """The lease of a flow alone: it wakes up 25 times a second."""
@@ -54,6 +58,28 @@ class Level:
         self._counted, self._at = total, now
         return self.amount
 
+    # -- for several processes; `slot` is that of the subject
+
+    def begin(self, slot: Slot, now: float) -> None:
+        """Begin with what other processes have left."""
+        self._cap(slot, now)
+
+    def follow(self, slot: Slot, total: int, now: float) -> float:
+        """Return the amount, like update()."""
+        was_whole = self.amount + self.rate * (now - self._at) >= self.burst
+        is_used = total != self._counted
+        self.update(total, now)
+        if was_whole and is_used:
+            self._cap(slot, now)
+        return self.amount
+
+    def note(self, slot: Slot) -> None:
+        """Tell other processes until when the rate is used."""
+        slot.note(OPENED_UNTIL, self._at - self.amount / self.rate)
+
+    def _cap(self, slot: Slot, now: float) -> None:
+        self.amount = min(self.amount, (now - slot.latest(OPENED_UNTIL)) * self.rate)
+
 
 def default_burst(rate: int) -> int:
     """Return the burst of a rate that has no burst of its own, in bytes."""
@@ -63,16 +89,19 @@ def default_burst(rate: int) -> int:
 class Bucket:
     """A limit of bytes per second, in one direction."""
 
-    __slots__ = ("key", "slot", "_word", "_rate", "_burst", "_leased", "_counted", "_queue")
+    __slots__ = (
+        *("key", "slot", "_word", "_until", "_rate", "_burst"),
+        *("_leased", "_counted", "_queue"),
+    )
 
     def __init__(self, key: str, slot: Slot, word: int, rate: int, burst: int) -> None:
         """`key` names the limit.  `word` of `slot` counts the leases."""
         self.key = key
         self.slot = slot
-        self._word = word
+        self._word, self._until = word, word - LEASED_UP + LEASED_UP_UNTIL
         self._rate, self._burst = float(rate), float(max(burst, LEASE_LEAST))
         # Everything that was leased is allowed until then, in monotonic seconds.
-        self._leased = 0.0
+        self._leased = max(0.0, slot.latest(self._until)) if slot.is_shared else 0.0
         # The leases of all processes that _leased contains.
         self._counted = slot.sum(word)
         # When the leases begin that flows wait for, the first one first.
@@ -99,21 +128,19 @@ class Bucket:
 
     def lease(self, size: int, now: float) -> float:
         """Lease so many bytes; return when the lease begins, in monotonic seconds."""
-        # What other processes have leased counts as well.
-        total = self.slot.sum(self._word)
+        if self.slot.is_shared:
+            self._follow(now)
         leased = max(self._leased, now - self._burst / self._rate)
-        self._leased = leased + (total - self._counted + size) / self._rate
-        self._counted = total + size
-        self.slot.add(self._word, size)
+        self._leased = leased + size / self._rate
+        self._count(size)
         if self._leased > now:
             self._queue.append(self._leased)
         return self._leased
 
     def give_back(self, size: int) -> None:
         """Take back what was leased and not used, or lease more than asked if it is negative."""
-        self.slot.add(self._word, -size)
-        self._counted -= size
         self._leased -= size / self._rate
+        self._count(-size)
 
     def is_crowded(self, now: float) -> bool:
         """Return whether so much is leased ahead that a new flow has to wait like the others."""
@@ -121,7 +148,27 @@ class Bucket:
 
     def is_full(self, now: float) -> bool:
         """Return whether nothing of the limit is used."""
+        if self.slot.is_shared:
+            self._follow(now)
         return self._leased <= now - self._burst / self._rate
+
+    def _count(self, size: int) -> None:
+        """Count so many bytes as leased."""
+        self.slot.add(self._word, size)
+        self._counted += size
+        if self.slot.is_shared:
+            self.slot.note(self._until, self._leased)
+
+    def _follow(self, now: float) -> None:
+        """Count what other processes have leased since the last time."""
+        total = self.slot.sum(self._word)
+        if total == self._counted:
+            return
+        was_whole = self._leased < now - self._burst / self._rate
+        self._leased += (total - self._counted) / self._rate
+        self._counted = total
+        if was_whole:
+            self._leased = max(self._leased, self.slot.latest(self._until))
 
 
 class LeasedPace:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 from netproxy.access.accounts.subject import CLIENT, USER
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import client_key
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 if TYPE_CHECKING:
-    from netproxy.access.accounts.usage import UsageBook
+    from netproxy.interfaces.accounts import UserUsage
 
 BANNED_USER, BANNED_CLIENT = "user banned", "client banned"
 USER_EXPIRED = "user expired"
@@ -58,20 +58,24 @@ class Ban(NamedTuple):
 class Standing:
     """Decides whether a user and a client may begin anything new."""
 
-    def __init__(self, usage: UsageBook, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, usage: UserUsage, clock: Callable[[], float] = time.time) -> None:
         """`usage` knows what users have moved.  `clock` returns seconds since the epoch."""
-        self._usage = usage
+        self.usage = usage
         self._clock = clock
-        # Guards the bans.  Readers look names up without it.
+        # Guards the bans, the terms and `restricts`.  Readers look names up without it.
         self._lock = threading.Lock()
         self._users: BoundedDict[str, float] = BoundedDict(BANS_LIMIT)
         self._clients: BoundedDict[str, float] = BoundedDict(BANS_LIMIT)
         self._terms: Mapping[str, Terms] = {}
         """By user; replaced as a whole."""
+        self.restricts = False
+        """False if nobody is restricted: then refusal() need not be asked."""
 
     def configure(self, terms: Mapping[str, Terms]) -> None:
         """Apply the terms of a configuration, by user."""
-        self._terms = terms
+        with self._lock:
+            self._terms = terms
+            self._note_restrictions()
 
     @property
     def restricted(self) -> Mapping[str, Terms]:
@@ -102,33 +106,39 @@ class Standing:
         names = dict.fromkeys((*self._terms, *(ban.name for ban in users)))
         return [(USER, name) for name in names] + [(CLIENT, ban.name) for ban in clients]
 
+    def has_quota(self, user: str) -> bool:
+        """Return whether a quota counts the bytes of a user."""
+        terms = self._terms.get(user)
+        return terms is not None and terms.has_quota
+
     def _refusal_by(self, terms: Terms, user: str) -> str:
         if terms.expires:
             today = time.strftime("%Y-%m-%d", time.localtime(self._clock()))
             # Dates of this form are in the order of their texts.
             if today > terms.expires:
                 return USER_EXPIRED
-        if terms.has_quota:
-            for quota, used in zip(terms.quotas, self._usage.of(user), strict=True):
-                if quota is not None and used.up + used.down >= quota:
-                    return QUOTA_USED_UP
+        if terms.has_quota and self.usage.used_up(user, terms.quotas):
+            return QUOTA_USED_UP
         return ""
 
     def ban_user(self, user: str, seconds: float = FOR_EVER) -> None:
         """Refuse a user for so many seconds."""
         with self._lock:
             self._users.put(user, self._clock() + seconds)
+            self._note_restrictions()
 
     def ban_client(self, client: str, seconds: float = FOR_EVER) -> None:
         """Refuse a client for so many seconds: an address, which stands for its client_key()."""
         with self._lock:
             self._clients.put(client_key(client), self._clock() + seconds)
+            self._note_restrictions()
 
     def unban(self, name: str) -> bool:
         """Take the bans of a user or of a client address back; return whether there was one."""
         with self._lock:
             of_user = self._users.pop(name, None)
             of_client = self._clients.pop(client_key(name), None) or self._clients.pop(name, None)
+            self._note_restrictions()
         return not (of_user is None and of_client is None)
 
     def bans(self) -> tuple[list[Ban], list[Ban]]:
@@ -140,6 +150,10 @@ class Standing:
                 for bans in (self._users, self._clients)
             )
         return users, clients
+
+    def _note_restrictions(self) -> None:
+        """Note whether anybody is restricted; under the lock."""
+        self.restricts = bool(self._terms or self._users or self._clients)
 
     def _is_banned(self, bans: Mapping[str, float], name: str) -> bool:
         until = bans.get(name)

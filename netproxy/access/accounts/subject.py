@@ -6,7 +6,6 @@ Thread: AccountBook calls everything here under its lock.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from netproxy.access.accounts.ledger import (
     CONNECTIONS,
@@ -18,12 +17,14 @@ from netproxy.access.accounts.ledger import (
     UP,
     Slot,
 )
+from netproxy.access.accounts.ledger import USER as USER
 from netproxy.access.accounts.pacing import Bucket, Level, default_burst
+from netproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.account import FlowAccount
 
-USER, CLIENT, LISTENER, CLIENT_OF_LISTENER = "user", "client", "listener", "client of listener"
+CLIENT, LISTENER, CLIENT_OF_LISTENER = "client", "listener", "client of listener"
 ARRIVALS = "connections of a client"
 """The kinds of subjects.  The last one counts the connections of a client to a listener, before
 anything is known of their flows."""
@@ -88,7 +89,8 @@ class Subject:
         self.down: Bucket | None = None
         # The rate of new connections.
         self._opened: Level | None = None
-        self.configure(limits)
+        if limits is not NO_LIMITS:
+            self.configure(limits)
 
     def configure(self, limits: Limits) -> None:
         """Apply other limits; counts go on."""
@@ -100,7 +102,10 @@ class Subject:
             return
         rate, burst = limits.connection_rate, max(1.0, limits.connection_rate)
         if self._opened is None:
-            self._opened = Level(rate, burst, self.slot.sum(OPENED), time.monotonic())
+            now = time.monotonic()
+            self._opened = Level(rate, burst, self.slot.sum(OPENED), now)
+            if self.slot.is_shared:
+                self._opened.begin(self.slot, now)
         self._opened.rate, self._opened.burst = rate, burst
 
     def _bucket(
@@ -124,7 +129,7 @@ class Subject:
     def has_recovered(self, now: float) -> bool:
         """Return whether nothing would be different if the subject were new."""
         opened = self._opened
-        if opened is not None and opened.update(self.slot.sum(OPENED), now) < opened.burst:
+        if opened is not None and self._allows(opened, now) < opened.burst:
             return False
         return all(bucket is None or bucket.is_full(now) for bucket in (self.up, self.down))
 
@@ -140,9 +145,44 @@ class Subject:
         elif limits.sessions is not None and slot.sum(SESSIONS) >= limits.sessions:
             return self._key("sessions")
         if self._opened is not None and is_new:
-            if self._opened.update(slot.sum(OPENED), time.monotonic()) < 1:
+            if self._allows(self._opened, time.monotonic()) < 1:
                 return self._key("connection_rate")
         return ""
+
+    def exceeded(self, network: str, is_new: bool = True) -> str:
+        """Return the key of the limit that a flow exceeds which was counted in, "" if none.
+
+        With several processes reached() does not do: all of them may look before the first one
+        counts its flow in.  The caller counts the flow out again.
+        """
+        limits, slot = self.limits, self.slot
+        if network == "tcp":
+            if limits.connections is not None and slot.sum(CONNECTIONS) > limits.connections:
+                return self._key("connections")
+        elif limits.sessions is not None and slot.sum(SESSIONS) > limits.sessions:
+            return self._key("sessions")
+        if self._opened is not None and is_new:
+            if self._allows(self._opened, time.monotonic()) < 0:
+                return self._key("connection_rate")
+            self._opened.note(slot)
+        return ""
+
+    def arrive(self) -> bool:
+        """Count a new connection, which has no flow yet; return False if the rate refuses it."""
+        if self.reached("tcp"):
+            return False
+        self.slot.add(OPENED, 1)
+        if self.slot.is_shared and self.exceeded("tcp"):
+            self.slot.add(OPENED, -1)
+            return False
+        return True
+
+    def _allows(self, opened: Level, now: float) -> float:
+        """Return how many new flows the rate allows."""
+        total = self.slot.sum(OPENED)
+        if self.slot.is_shared:
+            return opened.follow(self.slot, total, now)
+        return opened.update(total, now)
 
     def _key(self, limit: str) -> str:
         """Return the key of a limit in the configuration, for records."""

@@ -11,9 +11,17 @@ import threading
 import time
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Callable, Collection, Mapping, NamedTuple, Sequence, TypeVar
 
 from netproxy.errors import ConfigError
+from netproxy.typed import (
+    TYPE_CHECKING,
+    Callable,
+    Collection,
+    Mapping,
+    NamedTuple,
+    Sequence,
+    TypeVar,
+)
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.usage_store import UsageStore
@@ -39,6 +47,8 @@ class Usage(NamedTuple):
     down: int
 
 
+Quotas = Sequence[int | None]
+"""Bytes of a day, of a month and in total, both directions together.  None: no limit."""
 _NOTHING = Usage(0, 0)
 _Sums = TypeVar("_Sums")
 
@@ -116,13 +126,20 @@ class UsageBook:
         """
         with self._lock:
             self._turn()
-            day, month, total = (list(stored.get(user, _NOTHING)) for stored in self._stored)
-            for date, amounts in self._unsaved.items():
-                up, down = amounts.get(user, _NOTHING)
-                for sums in self._periods(date, day, month, total):
-                    sums[0] += up
-                    sums[1] += down
-        return Usage(*day), Usage(*month), Usage(*total)
+            return self._of(user)
+
+    def used_up(self, user: str, quotas: Quotas) -> bool:
+        """Return whether a quota of a user is used up (interfaces.accounts.UserUsage)."""
+        for quota, usage in zip(quotas, self.of(user), strict=True):
+            if quota is not None and usage.up + usage.down >= quota:
+                return True
+        return False
+
+    def left(self, quotas: Mapping[str, Quotas]) -> dict[str, int]:
+        """Return how many bytes users have left until the first of their quotas is used up."""
+        with self._lock:
+            self._turn()
+            return {user: _left(limits, self._of(user)) for user, limits in quotas.items()}
 
     def set_store(self, store: UsageStore | None) -> None:
         """Save to another store from now on; what was counted before stays.
@@ -200,6 +217,16 @@ class UsageBook:
 
     # -- below, the caller holds _lock
 
+    def _of(self, user: str) -> tuple[Usage, Usage, Usage]:
+        """Return what a user has moved, see of()."""
+        day, month, total = (list(stored.get(user, _NOTHING)) for stored in self._stored)
+        for date, amounts in self._unsaved.items():
+            up, down = amounts.get(user, _NOTHING)
+            for sums in self._periods(date, day, month, total):
+                sums[0] += up
+                sums[1] += down
+        return Usage(*day), Usage(*month), Usage(*total)
+
     def _turn(self) -> None:
         """Begin a new day if the clock says so."""
         now = self._clock()
@@ -259,3 +286,9 @@ def _add(amounts: _Amounts, user: str, up: int, down: int) -> None:
     known = amounts.setdefault(user, [0, 0])
     known[0] += up
     known[1] += down
+
+
+def _left(quotas: Quotas, usages: Sequence[Usage]) -> int:
+    """Return the bytes until the first quota is used up, of which there is one."""
+    pairs = zip(quotas, usages, strict=True)
+    return min(quota - usage.up - usage.down for quota, usage in pairs if quota is not None)

@@ -12,9 +12,9 @@ import os
 import sqlite3
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from netproxy.errors import ConfigError
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log

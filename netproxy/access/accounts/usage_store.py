@@ -12,11 +12,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Mapping
 
 from netproxy.access.accounts.usage import Usage as Usage
 from netproxy.access.accounts.usage_file import DamagedError, UsageFile, is_damage
 from netproxy.errors import ConfigError
+from netproxy.typed import TYPE_CHECKING, Mapping
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log

@@ -9,14 +9,18 @@ connections that began with them may open new flows.  The grant is of user and p
 ends when the host and listener that got the latest positive answer get a negative one, or when
 the user is forgotten.  A negative answer for another host or listener does not end it: such an
 answer may be about the place.  Passwords are kept as keyed digests.
+
+Several workers tell each other of their answers, so that a login is checked once.  The digests of
+all of them have the same key, which depends on what is asked: an answer of the program or service
+of another configuration is recognized and ignored.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from _blake2 import blake2b  # built in: hashlib would load libcrypto, which costs 4 MiB
-from typing import TYPE_CHECKING, NamedTuple
+
+from netproxy.typed import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.access.login import Credentials
@@ -50,11 +54,27 @@ class _Grant(NamedTuple):
     upstream: str
 
 
+class Answer(NamedTuple):
+    """What a program or a service has said about a login."""
+
+    key: LoginKey
+    is_right: bool
+    until: float
+    """Monotonic seconds: it counts until then."""
+    upstream: str = ""
+    """The name of the upstream that comes with a positive answer, "" for none."""
+
+
 class Answers:
     """The remembered answers.  Thread: any; nothing here waits.  Times are monotonic seconds."""
 
-    def __init__(self) -> None:
-        self._key = os.urandom(32)
+    def __init__(self, key: bytes, source: object) -> None:
+        """`key` is secret; `source` tells what is asked, the program or the service."""
+        self._key = blake2b(repr(source).encode(errors="replace"), key=key, digest_size=32).digest()
+        self.identity = self._digest(b"")
+        """Equal in all processes that ask the same."""
+        self.announce: Callable[[Answer], None] | None = None
+        """Tells the other workers of an answer; None if there are none."""
         # Guards changes of the dictionaries.  Lookups take no lock: a grant is replaced as a
         # whole, except that a password is removed from it.
         self._lock = threading.Lock()
@@ -103,6 +123,30 @@ class Answers:
         grant = self._grants.get(user)
         return "" if grant is None else grant.upstream
 
+    def fields(self, answer: Answer) -> dict[str, object]:
+        """Return an answer as JSON values, for other workers."""
+        (user, stamp, place), *rest = answer
+        return {"identity": self.identity.hex(), "answer": [user, stamp.hex(), place.hex(), *rest]}
+
+    def learn(self, fields: Mapping[str, object]) -> str:
+        """Remember an answer of another worker; return its user, "" if it is for another source.
+
+        Raises KeyError, TypeError, ValueError.
+        """
+        answer = fields["answer"]
+        if fields["identity"] != self.identity.hex() or not isinstance(answer, list):
+            return ""
+        user, stamp, place, *rest = answer
+        self.remember(Answer(LoginKey(user, bytes.fromhex(stamp), bytes.fromhex(place)), *rest))
+        return str(user)
+
+    def remember(self, answer: Answer) -> None:
+        """Remember an answer."""
+        if answer.is_right:
+            self.allow(answer.key, answer.upstream, answer.until)
+        else:
+            self.refuse(answer.key, answer.until)
+
     def allow(self, key: LoginKey, upstream: str, until: float) -> None:
         """Remember a positive answer, which is fresh until then."""
         with self._lock:
@@ -116,6 +160,18 @@ class Answers:
             while len(self._grants) >= USERS_LIMIT:
                 del self._grants[next(iter(self._grants))]
             self._grants[key.user] = _Grant({**passwords, key.stamp: key.place}, upstream)
+
+    def adopt(self, user: str, stamp: bytes, upstream: str) -> None:
+        """Remember what another process was answered for a user: a login there is valid here."""
+        with self._lock:
+            before = self._grants.pop(user, None)
+            passwords = dict(before.passwords) if before is not None else {}
+            passwords.setdefault(stamp, b"")
+            while len(passwords) > PASSWORDS_LIMIT:
+                del passwords[next(iter(passwords))]
+            while len(self._grants) >= USERS_LIMIT:
+                del self._grants[next(iter(self._grants))]
+            self._grants[user] = _Grant(passwords, upstream)
 
     def refuse(self, key: LoginKey, until: float) -> None:
         """Remember a negative answer, which counts until then.

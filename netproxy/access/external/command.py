@@ -14,10 +14,10 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Mapping, Sequence
 
-from netproxy.access.external.checks import Verdict
+from netproxy.access.external.checker import Verdict
 from netproxy.errors import LoginUnavailable
+from netproxy.typed import TYPE_CHECKING, Iterator, Mapping, Sequence
 
 if TYPE_CHECKING:
     from netproxy.access.login import Credentials

@@ -7,14 +7,14 @@ of the user, and set limits.  Every failure refuses the login.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from netproxy.access.external.answers import Answers
-from netproxy.access.external.checks import CheckQueue
+from netproxy.access.checks.queue import CheckQueue
+from netproxy.access.external.answers import Answer, Answers
 from netproxy.errors import LoginUnavailable
+from netproxy.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from netproxy.access.external.checks import Checker
+    from netproxy.access.external.checker import Checker
     from netproxy.access.login import Credentials, LoginCalls
     from netproxy.interfaces.connections import Steps, Stream
     from netproxy.interfaces.fairness import FairSubmit
@@ -53,6 +53,8 @@ class ExternalDependencies(NamedTuple):
     submit: FairSubmit
     """Runs a check, which may block."""
     granted: Granted
+    key: bytes
+    """Secret, and the same in all workers: of the digests of logins."""
 
 
 class CheckTimes(NamedTuple):
@@ -78,7 +80,9 @@ class ExternalLogins:
         """`previous`: of the configuration before.  The answers of the same source are kept."""
         self.source = dependencies.source
         is_same = previous is not None and previous.source == self.source
-        self.answers: Answers = previous.answers if previous and is_same else Answers()
+        self.answers: Answers = (
+            previous.answers if previous and is_same else Answers(dependencies.key, self.source)
+        )
         self._dependencies = dependencies
         self._times = times
         self._queue = CheckQueue(self._check, dependencies.submit, times.timeout)
@@ -108,16 +112,23 @@ class ExternalLogins:
         answers, times = self.answers, self._times
         verdict = self._dependencies.checker.check(credentials, deadline)
         key, now = answers.key(credentials), time.monotonic()
-        if not verdict.allowed:
-            answers.refuse(key, now + times.refused)
-            return False
+        if verdict.allowed:
+            answer = Answer(key, True, now + times.allowed, self._grant(key.user, verdict.text))
+        else:
+            answer = Answer(key, False, now + times.refused)
+        answers.remember(answer)
+        if answers.announce is not None:
+            answers.announce(answer)
+        return verdict.allowed
+
+    def _grant(self, user: str, text: str) -> str:
+        """Apply the limits of a positive answer; return the upstream.  Raises LoginUnavailable."""
         try:
-            upstream, limits = self._dependencies.parser.parse(verdict.text or "{}")
+            upstream, limits = self._dependencies.parser.parse(text or "{}")
         except ValueError as error:
             raise LoginUnavailable(f"the answer cannot be used: {error}") from error
-        self._dependencies.granted.granted(key.user, limits)
-        answers.allow(key, upstream, now + times.allowed)
-        return True
+        self._dependencies.granted.granted(user, limits)
+        return upstream
 
 
 def _can_be_asked(credentials: Credentials) -> bool:

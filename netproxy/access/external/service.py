@@ -13,13 +13,15 @@ import io
 import socket
 import time
 import urllib.parse
-from typing import TYPE_CHECKING
 
-from netproxy.access.external.checks import Verdict
-from netproxy.errors import LoginUnavailable
+from netproxy.access.external.checker import Verdict
+from netproxy.errors import DialError, LoginUnavailable
+from netproxy.interfaces.addresses import Address
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.access.login import Credentials
+    from netproxy.interfaces.routing import Resolver
     from ssl import SSLContext
 
 BODY_LIMIT = 8192
@@ -31,8 +33,9 @@ NO = (401, 403)
 class ServiceChecker:
     """A Checker that asks a service.  Thread: any."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, resolver: Resolver) -> None:
         """`url` has neither a query nor a user: config.sections.auth has seen to it."""
+        self._resolver = resolver
         scheme, _, rest = url.partition("://")
         authority, _, path = rest.partition("/")
         host, _, port = authority.rpartition(":") if authority[-1] != "]" else (authority, "", "")
@@ -75,16 +78,17 @@ class ServiceChecker:
 
         Each address gets an equal share of the time that is left, so that the last one is tried.
         """
-        addresses = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        target = Address(self._host.lower(), self._port)
+        try:
+            addresses = self._resolver.resolve(target, seconds=_seconds_left(deadline))
+        except DialError as error:
+            raise OSError(str(error)) from error
         failure = OSError("no address")
-        for number, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = socket.socket(family, kind, protocol)
+        for number, address in enumerate(addresses):
             try:
-                sock.settimeout(_seconds_left(deadline) / (len(addresses) - number))
-                sock.connect(address)
-                return sock
+                seconds = _seconds_left(deadline) / (len(addresses) - number)
+                return socket.create_connection(address, seconds)
             except OSError as error:
-                sock.close()
                 failure = error
         raise failure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Collection, Mapping
+from netproxy.typed import TYPE_CHECKING, Collection, Mapping
 
 if TYPE_CHECKING:
     from netproxy.access.external.answers import Answers

@@ -6,13 +6,13 @@ An answer is a JSON object whose keys and values are written as those of a user'
 from __future__ import annotations
 
 import re
-from typing import Collection
 
 from netproxy.config.schema import AuthConfig, TimeoutsConfig, UserLimitsConfig
 from netproxy.config.sections.users import read_user_limits
 from netproxy.config.tree.node import MapReader, Node
 from netproxy.config.tree.problems import Problems
 from netproxy.interfaces.networks import is_loopback
+from netproxy.typed import Collection
 
 LIMITS = ("connections", "sessions", "connection_rate", "rate", "rate_up", "rate_down", "burst")
 """The limits that an answer may set."""

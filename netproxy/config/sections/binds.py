@@ -28,7 +28,7 @@ _UNUSABLE = {
 # An expression as text: `re` compiles it when it is first needed, in most daemons never.
 # At most 15 characters (IFNAMSIZ), as dev_valid_name() of the kernel accepts them.  Digits and
 # dots alone are a mistyped address.
-_INTERFACE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
+INTERFACE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
 
 
 def read_bind(section: MapReader) -> Bind | None:
@@ -37,7 +37,9 @@ def read_bind(section: MapReader) -> Bind | None:
     bind = section.read("bind", parse_bind, None)
     rotate, period = section.read("rotate", _rotation, (ROTATIONS[0], 0.0))
     if has_rotate and (bind is None or bind.prefix is None):
-        section.add_error("rotate", "needs a prefix as bind, such as 2001:db8:1::/64")
+        section.add_error(
+            "rotate", "needs a prefix as bind, such as 2001:db8:1::/64", given=("bind",)
+        )
     if bind is None or bind.prefix is None:
         return bind
     return bind._replace(rotate=rotate, period=period)
@@ -56,7 +58,7 @@ def parse_bind(text: str) -> Bind:
         if "/" in text:
             return Bind(text, prefix=network)
         return Bind(text, address=network.address(0))
-    if re.match(_INTERFACE, text):
+    if re.match(INTERFACE, text):
         return Bind(text, device=text)
     raise ValueError(f"'{text}' is neither an address, a prefix, an interface nor {INCOMING}")
 

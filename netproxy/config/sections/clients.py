@@ -1,14 +1,19 @@
-"""Reads the keys `clients` and `clients_deny`: networks, exclusions and files of both."""
+"""Reads who may connect, and how much: `clients`, `clients_deny` and `limits`.
+
+Clients are networks, exclusions and files of both.
+"""
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
-
-from netproxy.config.access_schema import ClientsConfig, NetworkList
+from netproxy.config.access_schema import ClientsConfig, LimitsConfig, NetworkList
 from netproxy.config.tree.node import MapReader
+from netproxy.config.units import parse_frequency, parse_rate
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.typed import Iterator, NamedTuple
 
 ALLOW, DENY = "clients", "clients_deny"
+TCP_LIMITS = ("connections", "connections_per_client", "connection_rate_per_client", "handshakes")
+"""The limits that are not for UDP."""
 
 
 class _Entry(NamedTuple):
@@ -61,3 +66,24 @@ def _entries(section: MapReader, key: str) -> Iterator[_Entry]:
             section.add_error(name, message, node.place)
         else:
             yield _Entry(name, text, node.place)
+
+
+def read_limits(owner: MapReader, network: str | None = None) -> LimitsConfig:
+    """Take the limits of a listener, or of a port of an agent.
+
+    `network`: "udp" for a port that has no TCP.
+    """
+    section = owner.mapping("limits")
+    if network == "udp":
+        for key in filter(section.has, TCP_LIMITS):
+            section.add_error(key, "has no meaning for udp")
+    limits = LimitsConfig(
+        section.whole("connections", LimitsConfig().connections),
+        section.whole("connections_per_client", None),
+        section.read("connection_rate_per_client", parse_frequency, None),
+        section.read("rate", parse_rate, None),
+        section.read("rate_per_client", parse_rate, None),
+        section.whole("handshakes", LimitsConfig().handshakes),
+    )
+    section.finish()
+    return limits

@@ -6,13 +6,13 @@ Looks up nothing and opens no file: resolver.factory reads the files of names.
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple, Sequence
 
 from netproxy.config.tree.node import MapReader, Node
 from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     DnsConfig,
     DnsRuleConfig,
+    FakeConfig,
     ListenerConfig,
     NameServerConfig,
     UpstreamConfig,
@@ -22,7 +22,12 @@ from netproxy.config.units import parse_duration
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import HOST_NAME, parse_host_port
 from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.services import DOMAINS
 from netproxy.interfaces.networks import IpNetwork, is_loopback
+from netproxy.typed import TYPE_CHECKING, Iterator, NamedTuple, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.config.remote_lists import ListReader
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853, "https": 443}
 NAME_LIMIT = 254
@@ -31,6 +36,8 @@ CACHE_LIMIT = 1 << 20
 """Names, of some 300 bytes each.  A dns listener caches as many answers, of the same size."""
 STALE_LIMIT = 7 * 86400.0
 """Seconds: RFC 8767 section 5 suggests one to three days."""
+FAKE_BITS = 8
+"""Bits behind the prefix of a network of fake addresses: each name that is in use needs one."""
 NAT64_BITS = (32, 40, 48, 56, 64, 96)
 """Bits of a prefix, RFC 6052 section 2.2."""
 _NAT64_WORDS: dict[str, tuple[IpNetwork | None, bool]] = {
@@ -58,8 +65,9 @@ class _ServerUrl(NamedTuple):
 class DnsReader:
     """Reads the section `dns`."""
 
-    def __init__(self, upstreams: UpstreamReader, problems: Problems) -> None:
+    def __init__(self, upstreams: UpstreamReader, lists: ListReader, problems: Problems) -> None:
         self._upstreams = upstreams
+        self._lists = lists
         self._problems = problems
 
     def read(self, section: MapReader, listeners: Sequence[ListenerConfig]) -> DnsConfig:
@@ -79,9 +87,14 @@ class DnsReader:
             tuple(sorted(hosts.items())),
             section.read("serve_stale", _stale, DnsConfig().serve_stale),
             *section.read("nat64", _nat64, _NAT64_WORDS["auto"]),
+            section.flag("remember", False),
+            self._fake(section),
             section.place,
         )
         section.finish()
+        for key, is_set in (("remember", dns.remember), ("fake", bool(dns.fake.networks))):
+            if is_set and not listeners:
+                section.warn(key, "there is no listener with the protocol dns")
         if listeners and not has_servers:
             message = f"is missing: listener '{listeners[0].name}' needs name servers"
             section.add_error("servers", message)
@@ -91,17 +104,39 @@ class DnsReader:
                 self._problems.warn(f"dns: {server.server}: {warning}", server.place)
         return dns
 
+    def _fake(self, section: MapReader) -> FakeConfig:
+        """Return the fake addresses: networks, or a mapping with networks and names."""
+        node = section.peek("fake")
+        if node is None:
+            section.has("fake")  # known, for the hints of other keys
+            return FakeConfig()
+        reader, key = section, "fake"
+        domain: tuple[str, ...] = ()
+        exceptions: tuple[str, ...] = ()
+        if isinstance(node.value, dict):
+            reader, key = section.mapping("fake"), "networks"
+            domain, exceptions = reader.values("domain", str), reader.values("except", str)
+            if not reader.has(key):
+                reader.add_error(key, "is missing (expected networks, such as 198.18.0.0/15)")
+        networks = reader.values(key, _fake_network)
+        if len({network.size for network in networks}) < len(networks):
+            reader.add_error(key, "has two networks of one family")
+        if reader is not section:
+            reader.finish()
+        return FakeConfig(networks, domain, exceptions, node.place)
+
     def _rule(self, section: MapReader) -> DnsRuleConfig:
-        domain, files = section.values("domain", str), section.paths("domain_file")
+        domain, files = section.values("domain", str), self._lists.read(section, DOMAINS)
         block = section.flag("block", False)
         servers = self._servers(section, "servers")
         section.finish()
         if not domain and not files:
-            section.add_error("domain", "is missing: the rule needs domain or domain_file")
+            message = "is missing: the rule needs domain or domain_file"
+            section.add_error("domain", message, given=("domain_file",))
         if block and servers:
             section.add_error("servers", "cannot be combined with block: true")
         if not block and not servers:
-            section.add_error("servers", "is missing (or set block: true)")
+            section.add_error("servers", "is missing (or set block: true)", given=("block",))
         return DnsRuleConfig(domain, files, servers, section.place)
 
     def _servers(self, section: MapReader, key: str) -> tuple[NameServerConfig, ...]:
@@ -151,7 +186,8 @@ def _warnings(server: NameServerConfig, dns: DnsConfig) -> Iterator[str]:
     for step in server.upstream.steps[:1] if server.upstream else ():
         for hop in UpstreamConfig((step,)).hops:
             name = hop.server.host
-            if name and pack_ip(name) is None and name not in dict(dns.hosts):
+            is_name = pack_ip(name) is None and not hop.is_local
+            if name and is_name and name not in dict(dns.hosts):
                 yield (
                     f"the name of its upstream, {name}, may have to be looked up at this server: "
                     "write an address, or add the name to dns.hosts"
@@ -212,6 +248,13 @@ def _nat64(text: str) -> tuple[IpNetwork | None, bool]:
             f"'{text}' is not auto, off or an IPv6 prefix of {lengths} bits, such as 64:ff9b::/96"
         )
     return network, False
+
+
+def _fake_network(text: str) -> IpNetwork:
+    network = IpNetwork.parse(text)
+    if network.shift < FAKE_BITS:
+        raise ValueError(f"'{text}' has too few addresses: {1 << FAKE_BITS} are the least")
+    return network
 
 
 def _cache(text: str) -> int:

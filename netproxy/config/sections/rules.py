@@ -6,15 +6,19 @@ with the rule's place.
 
 from __future__ import annotations
 
-from typing import Collection
-
 from netproxy.config.hours import parse_hours
 from netproxy.config.tree.node import MapReader, Node
 from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
 from netproxy.config.sections.upstreams import UpstreamReader
+from netproxy.interfaces.flows import ANY_USER, COMMANDS
+from netproxy.interfaces.services import DOMAINS, NETWORKS
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.typed import TYPE_CHECKING, Collection
+
+if TYPE_CHECKING:
+    from netproxy.config.remote_lists import ListReader
 
 AUTO = "auto"
 RULES_LIMIT = 1000
@@ -32,14 +36,19 @@ class RuleReader:
     def __init__(
         self,
         upstreams: UpstreamReader,
-        listeners: Collection[str],
+        listeners: Collection[str] | None,
         users: Collection[str] | None,
+        lists: ListReader,
         problems: Problems,
     ) -> None:
-        """`users` None: any name may be that of a user, because another program checks logins."""
+        """Names that are None are not known: any may be that of a listener, or of a user.
+
+        Users are not known if another program checks logins.
+        """
         self._upstreams = upstreams
         self._listeners = listeners
         self._users = users
+        self._lists = lists
         self._problems = problems
 
     def read(self, nodes: list[Node]) -> tuple[RuleConfig, ...]:
@@ -60,7 +69,8 @@ class RuleReader:
         section.finish()
         is_auto = via_node is not None and via_node.value == AUTO
         if via_node is None:
-            section.add_error("via", "is missing")
+            hint = " (write via in place of upstream)" if upstream_node is not None else ""
+            section.add_error("via", f"is missing{hint}")
         elif is_auto and upstream_node is None:
             message = "is missing: auto needs an upstream for when the direct connection fails"
             section.add_error("upstream", message)
@@ -86,9 +96,9 @@ class RuleReader:
             section.add_error(key, "is an empty list")
         return ConditionsConfig(
             domain=section.values("domain", _word),
-            domain_file=section.paths("domain_file"),
+            domain_file=self._lists.read(section, DOMAINS),
             ip=section.values("ip", _word),
-            ip_file=section.paths("ip_file"),
+            ip_file=self._lists.read(section, NETWORKS),
             geoip=section.values("geoip", _country),
             port=section.values("port", _word),
             network=section.values("network", parse_network),
@@ -96,14 +106,17 @@ class RuleReader:
             user=section.values("user", self._user),
             listener=section.values("listener", self._listener),
             hours=section.values("hours", parse_hours, commas=True),
+            sni=section.values("sni", _word),
+            command=section.values("command", _command),
         )
 
     def _listener(self, name: str) -> str:
-        return _known("listener", name, self._listeners)
+        return name if self._listeners is None else _known("listener", name, self._listeners)
 
     def _user(self, name: str) -> str:
         word = _word(name)
-        return word if self._users is None else _known("user", word, self._users)
+        is_any = self._users is None or word == ANY_USER
+        return word if is_any else _known("user", word, self._users or ())
 
 
 def _known(kind: str, name: str, names: Collection[str]) -> str:
@@ -166,6 +179,10 @@ def _country(text: str) -> str:
     if len(text) != 2 or not text.isalpha() or not text.isascii():
         raise ValueError(f"'{text}' is not a country code of two letters")
     return text.upper()
+
+
+def _command(text: str) -> str:
+    return _known("command", text, COMMANDS)
 
 
 def _word(text: str) -> str:

@@ -1,13 +1,12 @@
 """Reads upstreams of the file: names, chains and groups.  hops.py reads their hops.
 
-An upstream is written as a URL, a mapping with a URL and options, a chain of upstreams, a group
-of upstreams, or a name from `upstreams`.  Each name is read once, when it is first used.
+An upstream is written as a URL, a mapping with a URL and options or with a command, a chain or
+a group of upstreams, or a name from `upstreams`.  Each name is read once, when it is first used.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Callable, Container, Iterator, Sequence
 
 from netproxy.config.sections.hops import HopReader
 from netproxy.config.tree.node import MapReader, Node
@@ -20,6 +19,7 @@ from netproxy.config.schema import (
     UpstreamConfig,
 )
 from netproxy.config.url import PLAIN_SCHEMES, hop_node, parse_host_port
+from netproxy.typed import Callable, Container, Iterator, Sequence
 
 BALANCES = (
     *("round-robin", "least-connections", "least-latency", "hash-client", "hash-target"),
@@ -109,8 +109,12 @@ class UpstreamReader:
         except ValueError as error:
             from netproxy.config.tree.hints import suggestion  # late: only for errors
 
-            hint = suggestion(text, tuple(self._named)) if "://" not in text else ""
-            self._problems.add(f"{path}: {error}{hint}", node.place)
+            is_word = "://" not in text
+            if is_word and self._problems.is_unread_as_a_whole("upstreams"):
+                # It is probably the name of one that could not be read.
+                return ()
+            hint = suggestion(text, tuple(self._named)) if is_word else ""
+            self._problems.add(f"{path}: {error}{hint}", node.place, path)
             return ()
         return self._mapping(MapReader(mapping, path, self._problems))
 
@@ -177,7 +181,9 @@ class UpstreamReader:
         upstream = self.read(section.take("via") or node, f"{path}.via")
         has_weight = section.has("weight")
         weight = section.whole("weight", 1)
-        if has_weight and balance != "weighted":
+        of_group = path.rpartition(".members")[0]
+        is_known = not self._problems.is_unread(f"{of_group}.balance")
+        if has_weight and balance != "weighted" and is_known:
             section.add_error("weight", "needs balance: weighted")
         section.finish()
         return MemberConfig(upstream, weight)
@@ -221,6 +227,10 @@ def _chain_errors(step: Step, is_first: bool) -> Iterator[str]:
     if is_first:
         return
     hops = list(UpstreamConfig((step,)).hops)
+    if any(hop.scheme == "command" for hop in hops):
+        yield "a command must be the first hop: no proxy carries a program"
+    if any(hop.is_local for hop in hops):
+        yield "a UNIX socket must be the first hop: no proxy connects to those of this machine"
     if any(hop.scheme == "tunnel" for hop in hops):
         yield "a tunnel must be the first hop: its agent connects to this daemon"
     if any(hop.bind or hop.mark or hop.keepalive is not None for hop in hops):

@@ -6,15 +6,15 @@ such files are made by programs, and are copied.  Hashes are in no message.
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple
-
 from netproxy.config.schema import UserConfig
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.sections.users import HOW_TO_HASH, foreign_hash, read_user
 from netproxy.config.tree.node import MapReader, Node, Source
 from netproxy.config.tree.problems import Problems
-from netproxy.config.tree.parse import is_exposed, open_regular
+from netproxy.config.tree.parse import is_exposed
+from netproxy.errors import cannot_read, open_regular
 from netproxy.interfaces.listeners import HASH_PREFIX
+from netproxy.typed import Mapping, NamedTuple
 
 SIZE_LIMIT = 16 << 20
 """Bytes of the file: some 100,000 users."""
@@ -65,7 +65,7 @@ class UsersFileReader:
                 raw = file.read(SIZE_LIMIT + 1)
                 source = Source(path, is_exposed(file))
         except OSError as error:
-            message = f"users_file: {path} cannot be read: {error.strerror}"
+            message = f"users_file: {path} cannot be read: {cannot_read(error, path)}"
             self._problems.add(message, place)
             return {}
         if len(raw) > SIZE_LIMIT:

@@ -15,8 +15,10 @@ EDITS_LIMIT = 2
 SECTIONS = {
     "listeners[]": (
         *("protocol", "listen", "network", "announce", "clients", "allow_open", "target"),
-        *("clients_deny", "limits", "proxy_protocol"),
+        *("clients_deny", "limits", "proxy_protocol", "mode", "owner", "routes"),
+        *("stun", "port_mapping"),
     ),
+    "listeners[].routes[]": ("alpn",),
     "listeners[].udp": (
         *("relay_port", "idle_timeout", "mapping", "filtering"),
         *("max_sessions", "max_sessions_per_client"),
@@ -25,10 +27,11 @@ SECTIONS = {
     "listeners[].tls": ("certificate", "key", "client_ca"),
     "rules[]": (
         *("via", "domain", "domain_file", "ip", "ip_file", "geoip", "port", "client", "user"),
-        *("listener", "hours", "not"),
+        *("listener", "hours", "command", "not"),
     ),
     "upstreams.NAME": (
         *("url", "timeout", "bind", "mark", "keepalive", "members", "balance", "health_check"),
+        "processes",
     ),
     "upstreams.NAME.tls": ("ca", "server_name", "insecure"),
     "auto": ("deadline", "remember", "entries"),
@@ -43,9 +46,13 @@ SECTIONS = {
     "udp": ("batching",),
     "tcp": ("splice",),
     "timeouts": ("handshake", "connect", "tcp_idle", "half_close", "drain"),
-    "log": ("level", "format", "access", "queue"),
+    "log": ("level", "format", "access", "queue", "file", "access_format"),
 }
 """The keys that tell where they belong, by section; a key of several is listed in the usual one."""
+SYNONYMS = {"cert": "certificate", "check": "health_check", "country": "geoip"}
+"""Words of other programs that are not spelled like the key, and the key."""
+LOGIN_KEYS = ("user", "username", "login", "password", "pass", "auth")
+"""What other programs call the login of a proxy; here it stands in the URL."""
 
 
 def joined_key(text: str) -> str:
@@ -71,6 +78,16 @@ def misplaced(key: str, known: tuple[str, ...]) -> str:
     for section, keys in SECTIONS.items():
         if key in keys and not set(keys) & set(known):
             return f" here (it belongs to {section})"
+    return ""
+
+
+def synonym(key: str, known: tuple[str, ...]) -> str:
+    """Return what a word of other programs is called here, " (did you mean 'x'?)", else ""."""
+    if SYNONYMS.get(key) in known:
+        return f" (did you mean '{SYNONYMS[key]}'?)"
+    # These keys are together in upstreams and their hops alone.
+    if key in LOGIN_KEYS and {"url", "udp"} <= set(known):
+        return " (a login is part of the url: USER:PASSWORD and an @ before the host)"
     return ""
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 
 from netproxy.config.tree.node import Node, Source
 from netproxy.config.tree.parse import is_exposed, parse_text
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, cannot_read, open_regular
+from netproxy.typed import IO, Callable
 
 SIZE_LIMIT = 1 << 20
 """Bytes of a file.  Longer lists belong in files of their own."""
+PIPE_SECONDS = 5.0
+"""How long a program that writes a configuration into a pipe may be silent."""
 INCLUDE = "include"
 """The key that names other files."""
 INCLUDED_LIMIT = 256
@@ -21,24 +26,50 @@ def load_file(path: str) -> Node:
 
     Raises ConfigError with file:line:column.
     """
-    root = _load_one(path)
+    root = _parse(path, _open_any)
     if isinstance(root.value, dict):
         patterns = root.value.pop(INCLUDE, None)
         for other in _included(patterns, os.path.dirname(path)) if patterns else ():
-            _merge(root.value, _load_one(other))
+            _merge(root.value, _parse(other, open_regular))
     return root
 
 
-def _load_one(path: str) -> Node:
+def _parse(path: str, opened: Callable[[str], IO[bytes]]) -> Node:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(SIZE_LIMIT + 1)
+        with opened(path) as file:
+            raw = _content(file.fileno())
             source = Source(path, is_exposed(file))
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path) from error
+        raise ConfigError(f"cannot be read: {cannot_read(error, path)}", path) from error
     if len(raw) > SIZE_LIMIT:
         raise ConfigError(f"is larger than {SIZE_LIMIT} bytes", path)
     return parse_text(raw, source)
+
+
+def _open_any(path: str) -> IO[bytes]:
+    """Open a file, or a pipe such as /dev/stdin.  Raises OSError; does not wait for a writer."""
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _content(descriptor: int) -> bytes:
+    """Return the bytes of a file, SIZE_LIMIT + 1 at most.
+
+    Raises OSError, also if nobody writes into a pipe.
+    """
+    raw, poll = b"", select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while len(raw) <= SIZE_LIMIT:
+        if not poll.poll(PIPE_SECONDS * 1000):
+            raise OSError(errno.ETIMEDOUT, f"nothing has come from it for {PIPE_SECONDS:g} s")
+        piece = os.read(descriptor, SIZE_LIMIT + 1 - len(raw))
+        if not piece:
+            break
+        raw += piece
+    return raw
 
 
 def _included(patterns: Node, folder: str) -> list[str]:

@@ -8,9 +8,9 @@ reports the keys that nobody has taken as unknown.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, NamedTuple, TypeVar
 
 from netproxy.config.units import parse_duration, parse_whole
+from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.config.tree.problems import Problems
@@ -33,6 +33,8 @@ class Source(NamedTuple):
     """True if the text is that of the whole file, which is named by !file."""
     is_hidden: bool = False
     """True if the text comes from !file or the environment, so that no message repeats it."""
+    is_foreign: bool = False
+    """True if the file is one of another program: "!file" and "${NAME}" mean nothing in it."""
 
     def resolve(self, path: str) -> str:
         """Return a path of the file, which is relative to the folder of the file."""
@@ -68,7 +70,7 @@ class MapReader:
             from netproxy.config.tree.hints import mapping_hint  # late: only for errors
 
             subject, hint = path or "the file", mapping_hint(node.value)
-            problems.add(f"{subject} must be a mapping of keys to values{hint}", node.place)
+            problems.add(f"{subject} must be a mapping of keys to values{hint}", node.place, path)
 
     def take(self, key: str) -> Node | None:
         """Return the node of a key, None if there is none.  The key is known from now on."""
@@ -211,7 +213,7 @@ class MapReader:
                 self._add(joined, f"there is no space after '{joined}:'", place)
                 continue
             known = tuple(self._keys)
-            near = hints.suggestion(key, known, hints.EDITS_LIMIT)
+            near = hints.synonym(key, known) or hints.suggestion(key, known, hints.EDITS_LIMIT)
             hint = near or hints.misplaced(key, known) or hints.suggestion(key, known)
             if node.value == "" and not hint:
                 # It may be the second half of a password that has a comma.
@@ -219,21 +221,28 @@ class MapReader:
                 continue
             self._add(key, f"unknown key{hint}", place)
 
-    def add_error(self, key: str, message: str, place: str = "") -> None:
+    def add_error(
+        self, key: str, message: str, place: str = "", given: tuple[str, ...] = ()
+    ) -> None:
         """Add an error about a key, or about the mapping itself if the key is "".
 
         The place is that of the key's value, or of the mapping if the key is not there.
+        Nothing is added if that could not be read, or the value of a key in `given`: this error
+        follows from it.
         """
         # A node that is not a mapping has been reported already.
-        if self._is_mapping:
+        if not self._is_mapping:
+            return
+        if not any(self.problems.is_unread(self._name(cause)) for cause in (key, *given)):
             self._add(key, message, place or self.place_of(key))
 
     def warn(self, key: str, message: str) -> None:
         """Add a warning about a key; its place is that of add_error()."""
         self.problems.warn(f"{self._name(key)}: {message}", self.place_of(key))
 
-    def _add(self, key: str, message: str, place: str) -> None:
-        self.problems.add(f"{self._name(key)}: {message}", place)
+    def _add(self, key: str, message: str, place: str, is_unread: bool = False) -> None:
+        name = self._name(key)
+        self.problems.add(f"{name}: {message}", place, name if is_unread else "")
 
     def place_of(self, key: str) -> str:
         """Return the place of a key's value, or that of the mapping if the key is not there."""
@@ -251,12 +260,12 @@ class MapReader:
         self, node: Node, key: str, parse: Callable[[str], Value], default: Default
     ) -> Value | Default:
         if not isinstance(node.value, str):
-            self.add_error(key, "must be a single value", node.place)
+            self._add(key, "must be a single value", node.place, is_unread=True)
             return default
         try:
             return parse(node.value)
         except ValueError as error:
-            self.add_error(key, str(error), node.place)
+            self._add(key, str(error), node.place, is_unread=True)
             return default
 
     def _name(self, key: str) -> str:

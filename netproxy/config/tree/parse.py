@@ -8,15 +8,14 @@ is read.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
 import stat
-from typing import IO, TYPE_CHECKING, Any, Iterator, Protocol
 
 from netproxy.config.tree.node import Node, Source
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, cannot_read, open_regular
+from netproxy.typed import IO, TYPE_CHECKING, Any, Iterator, Protocol
 
 if TYPE_CHECKING:
     from yaml import Event
@@ -46,6 +45,7 @@ class _Mark(Protocol):
 def parse_text(raw: bytes, source: Source) -> Node:
     """Return the tree of a file's bytes; an empty file is an empty mapping.
 
+    Nothing else is read for the file of another program (Source.is_foreign).
     Raises ConfigError with file:line:column.
     """
     try:
@@ -66,24 +66,6 @@ def parse_text(raw: bytes, source: Source) -> Node:
         message, mark = syntax.explain(error, raw)
         raise ConfigError(message, _place(source.path, mark)) from error
     return Node({}, source.path, source=source) if root is None else _convert(root, source)
-
-
-def open_regular(path: str) -> IO[bytes]:
-    """Open a file for reading.  Raises OSError, also for a FIFO, a socket or a device.
-
-    Opening a FIFO would wait until another process writes into it, perhaps for ever.
-    """
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-    mode = os.fstat(descriptor).st_mode
-    # open() itself refuses a directory.
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 def is_exposed(file: IO[Any]) -> bool:  # Any: a file of bytes or of text
@@ -156,6 +138,10 @@ def _convert(node: YamlNode, source: Source) -> Node:
 def _scalar(node: YamlNode, place: str, source: Source) -> Node:
     """Return a scalar, read from another file or from the environment if it says so."""
     text = _checked_text(node.value, place)
+    if source.is_foreign:
+        if node.tag == "!file":
+            raise ConfigError("!file is a tag of netproxyd alone", place)
+        return Node(text, place, "", source)
     if node.tag == "!file":
         return _read_value(source.resolve(text), place)
 
@@ -190,7 +176,7 @@ def _read_value(path: str, place: str) -> Node:
             text = file.read(VALUE_LIMIT + 1)
             source = Source(path, is_exposed(file), is_value=True, is_hidden=True)
     except OSError as error:
-        raise ConfigError(f"!file {path}: {error.strerror}", place) from error
+        raise ConfigError(f"!file {path}: {cannot_read(error, path)}", place) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"!file {path}: not UTF-8", place) from error
     if len(text) > VALUE_LIMIT:

@@ -6,11 +6,11 @@ Errors leave out what comes from the environment or from !file, and the password
 
 from __future__ import annotations
 
-import re
-from typing import Iterator
-
-from netproxy.config.tree.node import Node
 from netproxy.errors import ConfigError, printable
+from netproxy.typed import TYPE_CHECKING, Iterator
+
+if TYPE_CHECKING:
+    from netproxy.config.tree.node import Node
 
 MASK = "..."
 """Stands in an error for what it does not repeat."""
@@ -25,9 +25,11 @@ class Problems:
     def __init__(self) -> None:
         self.errors: list[ConfigError] = []
         self.warnings: list[str] = []
+        self._unread: set[str] = set()
+        """The values that could not be read, by their paths: "listeners[0].tls"."""
         self._exposed: set[str] = set()
         """The files that a warning of exposed() names."""
-        self._root = Node({}, "")
+        self._root: Node | None = None
         self._hidden: frozenset[str] | None = None
         """The hidden values of the tree; None until the first error."""
 
@@ -35,11 +37,33 @@ class Problems:
         """Do not repeat the hidden values of the whole tree in errors."""
         self._root, self._hidden = root, None
 
-    def add(self, message: str, place: str) -> None:
-        """Add an error: the configuration cannot be used."""
+    def check(self) -> None:
+        """Raise ConfigError with all errors, one a line, if there are any."""
+        if self.errors:
+            raise ConfigError.joined(self.errors)
+
+    def add(self, message: str, place: str, unread: str = "") -> None:
+        """Add an error: the configuration cannot be used.
+
+        `unread`: the path of the value that could not be read, "" if the error is another one.
+        """
+        if unread:
+            self._unread.add(unread)
         if self._hidden is None:
-            self._hidden = frozenset(_hidden_values(self._root))
+            self._hidden = frozenset(_hidden_values(self._root) if self._root else ())
         self.errors.append(ConfigError(_masked(message, self._hidden), place))
+
+    def is_unread(self, path: str) -> bool:
+        """Return whether a value could not be read, or anything within it.
+
+        Another error about it would most likely follow from that.
+        """
+        inner = (f"{path}.", f"{path}[")
+        return path in self._unread or any(other.startswith(inner) for other in self._unread)
+
+    def is_unread_as_a_whole(self, path: str) -> bool:
+        """Return whether nothing of a value could be read."""
+        return path in self._unread
 
     def warn(self, message: str, place: str) -> None:
         """Add a warning: the configuration can be used, but probably should not."""
@@ -68,4 +92,6 @@ def _masked(message: str, hidden: frozenset[str]) -> str:
     for value in hidden:
         for begin, end in ("''", "[]"):
             message = message.replace(f"{begin}{value}{end}", f"{begin}{MASK}{end}")
+    import re  # late: 0.5 MiB, and few configurations have errors
+
     return re.sub(_CREDENTIALS, f"{MASK}@", message)

@@ -7,9 +7,10 @@ for errors.  No message repeats a value, which may be a secret.
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple
 
 import yaml
+
+from netproxy.typed import Iterator, NamedTuple
 
 TAB = "a tab in the indentation: YAML takes spaces only"
 _KEY_WITHOUT_SPACE = re.compile(r"\s*(?:- +)*([A-Za-z_][A-Za-z0-9_.-]*):(?!//)[^\s:]")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import binascii
 import re
 import time
-from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple
 
 from netproxy.config.tree.problems import Problems
 from netproxy.config.tree.parse import is_exposed
+from netproxy.errors import open_regular
+from netproxy.typed import TYPE_CHECKING, Iterable, Iterator, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.daemon.checks.configuration import CertificateFiles
@@ -79,7 +80,7 @@ def _date(text: str) -> str:
 
 def _is_readable_by_all(path: str) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return is_exposed(file)
     except OSError:
         # It has changed since its context was made.
@@ -89,7 +90,7 @@ def _is_readable_by_all(path: str) -> bool:
 def _read_validities(path: str) -> Iterator[Validity]:
     """Yield the validities of the certificates in a PEM file, as far as they can be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = file.read(SIZE_LIMIT)
     except OSError:
         return

@@ -7,13 +7,13 @@ them cost memory.
 from __future__ import annotations
 
 import sys
-from typing import Iterator
 
 from netproxy.access.factory import user_with_quota
 from netproxy.config.schema import Config
 from netproxy.config.tree.problems import Problems
 from netproxy.config.used import name_servers, used_upstreams
 from netproxy.interfaces.listeners import HASH_PREFIX
+from netproxy.typed import Iterator
 
 PACKAGES = {
     "ssl": "python3-openssl",
@@ -39,6 +39,22 @@ def check_modules(config: Config, problems: Problems) -> None:
             problems.add(f"{purpose} needs {_description(module)}", place)
 
 
+def check_paths(config: Config, problems: Problems) -> None:
+    """Warn if Python lacks what datagram paths of tunnels are sealed with."""
+    bridge, agent = config.tunnel
+    wanted = [("bridge", bridge.datagrams, bridge.place)] if bridge is not None else []
+    wanted += [("agent", agent.datagrams, agent.place)] if agent is not None else []
+    for side, is_on, place in wanted:
+        if is_on and not has_module("cryptography"):
+            needs = "needs python3-cryptography: until then datagrams go by TCP"
+            problems.warn(f"tunnel.{side}.datagrams {needs}", place)
+    for upstream in used_upstreams(config):
+        for hop in upstream.hops:
+            if hop.direct and not has_module("cryptography"):
+                needs = "needs python3-cryptography: until then datagrams are relayed"
+                problems.warn(f"direct: {needs}", hop.place)
+
+
 def check_ctypes(problems: Problems) -> None:
     """Warn if Python lacks ctypes: everything works without it, but more slowly."""
     if not has_module("ctypes"):
@@ -61,6 +77,8 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     for listener in config.listeners:
         if listener.tls:
             yield "ssl", "tls", listener.tls.place
+        if listener.port_mapping == "pcp":
+            yield "_blake2", "port_mapping: pcp", listener.place
         if listener.bind is not None and listener.bind.keeps:
             yield "_blake2", f"rotate: {listener.bind.rotate}", listener.place
     for upstream in used_upstreams(config):
@@ -77,6 +95,9 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.state or user_with_quota(config):
         # Without it Python has the package sqlite3 nevertheless, and cannot use it.
         yield "_sqlite3", "state" if config.state else "a quota", config.state_place
+    if config.lists:
+        for module in ("http", "email", "urllib", "ssl"):
+            yield module, "a list that is fetched", config.lists[0].name
     if config.auth.is_set:
         yield "_blake2", "auth", config.auth.place
     if config.auth.url:

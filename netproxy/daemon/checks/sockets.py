@@ -6,20 +6,21 @@ addresses and interfaces are this machine's.
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Iterator
 
-from netproxy.access.destinations import OwnSockets
+from netproxy.access.own_sockets import OwnSockets
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
-from netproxy.config.sections.binds import INCOMING
 from netproxy.config.tree.problems import Problems
-from netproxy.daemon.own_sockets import METRICS, WantedSocket, sockets_of, wanted_sockets
-from netproxy.config.used import used_upstreams
-from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
+from netproxy.daemon.own_sockets import METRICS, PAC, WantedSocket, sockets_of, wanted_sockets
+from netproxy.config.used import fixed_targets, name_servers, used_upstreams
+from netproxy.interfaces.addresses import ActivationAddress, Address, UnixAddress, pack_ip
+from netproxy.interfaces.networks import any_holds
 from netproxy.interfaces.routing import Bind, RouteSelectors
 from netproxy.net.address import PRIVILEGED_LIMIT, is_ipv6, is_unspecified
-from netproxy.net.routes import KernelRoutes
+from netproxy.net.local.routes import KernelRoutes
 from netproxy.observe.log import Log
+from netproxy.typed import Iterator
 
 PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 STATUS = "/proc/self/status"
@@ -35,7 +36,7 @@ def check_ports(config: Config, problems: Problems) -> None:
         for address in listener.addresses
         if 0 < address.port < PRIVILEGED_LIMIT and not isinstance(address, ActivationAddress)
     ]
-    if not low or _has_capability():
+    if not low or may_bind_any_port():
         return
     start = _first_unprivileged_port()
     for listener, address in low:
@@ -57,7 +58,7 @@ def check_collisions(config: Config, problems: Problems) -> None:
         others = seen.setdefault((wanted.network, wanted.address.port), [])
         for other in others:
             if _overlap(wanted.address.host, other.address.host):
-                key = "metrics" if wanted.owner == METRICS else "listen"
+                key = {METRICS: "metrics", PAC: "pac.listen"}.get(wanted.owner, "listen")
                 problems.add(
                     f"{key}: {wanted.network} {wanted.address} is already used by {other.owner} "
                     f"({other.address})",
@@ -83,7 +84,7 @@ def _overlap(first: str, second: str) -> bool:
     )
 
 
-def _has_capability() -> bool:
+def may_bind_any_port() -> bool:
     """Return whether this process may bind any port; True if that is not known."""
     try:
         with open(STATUS, encoding="ascii", errors="replace") as file:
@@ -105,6 +106,7 @@ def _first_unprivileged_port() -> int:
 
 def check_loops(config: Config, problems: Problems) -> None:
     """Add an error for each upstream whose first proxy is a listener of this daemon."""
+    _check_paths(config, problems)
     # The mark too: policy routing may lead one mark to this machine and another away from it.
     hops = {
         (hop.server, hop.mark): hop
@@ -127,18 +129,62 @@ def check_loops(config: Config, problems: Problems) -> None:
         routes.close()
 
 
+def _check_paths(config: Config, problems: Problems) -> None:
+    """Add an error for each UNIX socket of the daemon's own that an upstream or target names."""
+    own = {config.control} - {""}
+    own |= {
+        address.path
+        for listener in config.listeners
+        for address in listener.addresses
+        if isinstance(address, UnixAddress)
+    }
+    real = set(map(os.path.realpath, own))
+    named: list[tuple[str, Address, str]] = [
+        (f"the upstream {hop.url}", hop.server, hop.place)
+        for upstream in used_upstreams(config)
+        for hop in upstream.hops
+    ]
+    named += [(f"target: {target}", target, place) for target, place in fixed_targets(config)]
+    for what, address, place in dict.fromkeys(named):
+        if isinstance(address, UnixAddress) and os.path.realpath(address.path) in real:
+            problems.add(f"{what} is a socket of this daemon", place)
+
+
+def check_fake_addresses(config: Config, problems: Problems) -> None:
+    """Add an error for each address of the file that is a fake one: nobody can be reached there."""
+    fake = config.dns.fake
+    hosts = [(f"dns.hosts.{name}", host) for name, hosts in config.dns.hosts for host in hosts]
+    hosts += [("dns.servers", server.server.host) for server in name_servers(config)]
+    for upstream in used_upstreams(config):
+        hosts += [(hop.url, hop.server.host) for hop in upstream.hops]
+    for owner, host in dict.fromkeys(hosts):
+        if any_holds(fake.networks, host):
+            problems.add(f"dns.fake: {host} of {owner} is one of the fake addresses", fake.place)
+
+
 def check_interfaces(config: Config, problems: Problems) -> None:
-    """Warn of each interface in a bind that the machine does not have."""
+    """Warn of each interface in a bind or an announcement that the machine does not have."""
     for bind, place in _binds(config):
-        if bind is None or not bind.device:
-            continue
-        try:
-            socket.if_nametoindex(bind.device)
-        except OSError:
-            from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: only for this
+        if bind is not None and bind.device and not _has_interface(bind.device):
+            # late: only for this
+            from netproxy.config.sections.binds import INCOMING
+            from netproxy.config.tree.hints import EDITS_LIMIT, suggestion
 
             hint = suggestion(bind.device, (INCOMING,), EDITS_LIMIT)
             problems.warn(f"bind: there is no interface '{bind.device}'{hint}", place)
+    for listener in config.listeners:
+        for interface in listener.announced_interfaces:
+            if not _has_interface(interface):
+                message = f"announce: there is no interface '{interface}' yet"
+                problems.warn(message, listener.place)
+
+
+def _has_interface(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def _binds(config: Config) -> Iterator[tuple[Bind | None, str]]:
@@ -158,5 +204,5 @@ def _first(upstream: UpstreamConfig) -> Iterator[HopConfig]:
         if not isinstance(step, HopConfig):
             for member in step.members:
                 yield from _first(member.upstream)
-        elif step.server.port:
+        elif step.server.port and step.scheme != "tunnel":
             yield step

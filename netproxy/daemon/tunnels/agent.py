@@ -6,63 +6,34 @@ PreparedAgent.commit() cannot.  Thread: main.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
-
 from netproxy.daemon.runtime import STOP_SECONDS
+from netproxy.daemon.tunnels.connector import bridge_connector
+from netproxy.daemon.tunnels.paths import path_services
 from netproxy.daemon.tunnels.ports import FixedRouter, nat_table, pipe_limits
 from netproxy.dialer.direct import DirectDialer, TargetResolver
-from netproxy.dialer.hop import Hop
 from netproxy.handler.outbound import Outbound
-from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, UnixAddress
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Route
 from netproxy.listener.handshake_driver import Connection
 from netproxy.protocol.tunnel import BridgePort
 from netproxy.tunnel.agent import Agent
-from netproxy.tunnel.handshake import AgentIdentity
-from netproxy.tunnel.work import FlowRelays, LocalService, Offer, WorkServer
+from netproxy.tunnel.control.handshake import AgentIdentity
+from netproxy.tunnel.streams.relays import FlowRelays
+from netproxy.tunnel.work import LocalService, Offer, WorkServer
+from netproxy.typed import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.answers import DirectRow
     from netproxy.config.schema import AgentConfig
     from netproxy.daemon.runtime import Runtime
+    from netproxy.daemon.tunnels.connector import BridgeConnector, BridgeTrust
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
-    from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.routing import Dialer, Resolver, Router, RouteSelectors
     from netproxy.relay.nat import NatTable
     from netproxy.tunnel.work import WorkConnection
-
-
-class BridgeTrust(Protocol):
-    """How the bridge is authenticated by TLS."""
-
-    def connect(self, stream: Stream) -> None:
-        """Make the TLS handshake.  Raises ProtocolError or StreamError."""
-
-    def keep_session(self, stream: Stream) -> None:
-        """Keep the TLS session of a connection on which the bridge has sent something."""
-
-
-class BridgeConnector(NamedTuple):
-    """Dials the bridge as one configuration says (tunnel.agent.BridgeDialer).
-
-    A TLS session is resumed only within one configuration: a bridge that was trusted before is
-    verified anew by the certificates that now count.
-    """
-
-    hop: Hop
-    trust: BridgeTrust | None
-    """None: without TLS."""
-
-    def dial(self, greet: Callable[[Stream], None]) -> Stream:
-        """Return a connection on which `greet` has made the tunnel's handshake."""
-        flow = Flow("tcp", UNSPECIFIED_ADDRESS, self.hop.server, "", "")
-        stream = self.hop.open(flow, greet)
-        if self.trust is not None:
-            self.trust.keep_session(stream)
-        return stream
 
 
 class ServiceGuard:
@@ -89,21 +60,31 @@ class ServiceGuard:
 class ServiceRouter(FixedRouter):
     """Routes to the services without rules and destination policies: the file names them."""
 
-    def __init__(self, direct: Dialer, resolver: Resolver) -> None:
+    def __init__(self, direct: Dialer, resolver: Resolver, sockets: Dialer | None) -> None:
+        """`sockets` connects to services that are UNIX sockets; None if there are none."""
         super().__init__(direct)
         self._resolver = resolver
+        self._sockets = sockets
 
     def route(self, flow: Flow) -> Route:
         """Resolve the service's name; may block.  Raises DialError."""
+        if isinstance(flow.target, UnixAddress):
+            return self._to_socket(flow)
         addresses = tuple(self._resolver.resolve(flow.target, flow.client.host))
         return super().route(flow._replace(addresses=addresses))
 
     def route_without_blocking(self, flow: Flow) -> Route | None:
         """Return None if the name must be looked up first.  Raises DialError."""
+        if isinstance(flow.target, UnixAddress):
+            return self._to_socket(flow)
         addresses = self._resolver.known(flow.target)
         if addresses is None:
             return None
         return super().route(flow._replace(addresses=tuple(addresses)))
+
+    def _to_socket(self, flow: Flow) -> Route:
+        assert self._sockets is not None
+        return Route(self._sockets, flow)
 
 
 class AgentSettings(NamedTuple):
@@ -173,7 +154,9 @@ class DaemonAgent:
         if settings.identity == self._identity:
             return PreparedAgent(self, settings, None)
         identity = AgentIdentity(config.name, config.token.encode())
-        fresh = Agent(identity, self._runtime.dials, self._work, self._runtime.log)
+        paths = path_services(self._runtime) if config.datagrams else None
+        paths = paths and paths._replace(is_direct=config.direct)
+        fresh = Agent(identity, self._runtime.dials, self._work, self._runtime.log, paths)
         fresh.prepare()
         return PreparedAgent(self, settings, fresh)
 
@@ -223,6 +206,12 @@ class DaemonAgent:
         """Return the agent's state for netproxyctl, None without an agent."""
         return None if self._agent is None else self._agent.describe()
 
+    def describe_direct(self) -> list[DirectRow]:
+        """Return the agent's direct paths to clients of the bridge."""
+        state = self.describe()
+        rows: Any = state.get("direct") if state is not None else None  # Any: a value of JSON
+        return rows or []
+
     def _settings(
         self,
         config: AgentConfig,
@@ -243,10 +232,11 @@ class DaemonAgent:
             for service in config.services
         }
         table = nat_table(self._runtime) if self._table is None else self._table
-        to_services = ServiceRouter(direct, self._runtime.resolver)
+        sockets = _socket_dialer(config, seconds)
+        to_services = ServiceRouter(direct, self._runtime.resolver, sockets)
         return AgentSettings(
             config._replace(services=(), exit=False),
-            _bridge_connector(config, via, dependencies.timeouts.handshake, trust),
+            bridge_connector(config, via, dependencies.timeouts.handshake, trust),
             Offer(services, config.exit),
             table,
             self._relays(to_services, dependencies, table),
@@ -265,6 +255,15 @@ class DaemonAgent:
         )
 
 
+def _socket_dialer(config: AgentConfig, seconds: float) -> Dialer | None:
+    """Return what connects to services that are UNIX sockets, None without such services."""
+    if not any(isinstance(service.target, UnixAddress) for service in config.services):
+        return None
+    from netproxy.dialer.plain.unix import UnixDialer  # late: few services are such
+
+    return UnixDialer(seconds, is_hop=False)
+
+
 class _WorkStarter:
     """Runs work connections as a listener's connections are run (tunnel.work.WorkStarter)."""
 
@@ -272,6 +271,7 @@ class _WorkStarter:
         self._runtime = runtime
 
     def begin(self, work: WorkConnection) -> None:
+        self._runtime.counters.count("connections", "accepted")
         self._runtime.serving.begin(_ServedWork(work), work.handshake())
 
 
@@ -286,11 +286,3 @@ class _ServedWork(Connection):
 
     def ended(self) -> None:
         self._work.end()
-
-
-def _bridge_connector(
-    config: AgentConfig, via: Dialer, seconds: float, trust: BridgeTrust | None
-) -> BridgeConnector:
-    """`seconds` are for the bridge's handshake."""
-    label, secure = f"bridge {config.bridge}", trust.connect if trust is not None else None
-    return BridgeConnector(Hop("tunnel", label, config.bridge, via, seconds, secure=secure), trust)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.access.limits import Admission
 from netproxy.config.sections.listeners import SESSIONS_PER_CLIENT
@@ -18,10 +17,12 @@ from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import is_loopback
 from netproxy.interfaces.routing import Route
-from netproxy.relay.nat import NatPolicy, NatTable
+from netproxy.relay.nat import NatTable
+from netproxy.relay.table.policy import NatPolicy
 from netproxy.relay.pipe import PipeLimits
 from netproxy.relay.quota import SessionLimits
 from netproxy.tunnel.dialer import TunnelDialer
+from netproxy.typed import TYPE_CHECKING, Iterable, NamedTuple
 
 if TYPE_CHECKING:
     from netproxy.daemon.runtime import Runtime
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.listeners import AllowedClients
     from netproxy.protocol.tunnel import BridgePort
     from netproxy.tunnel.ports import PortRange
-    from netproxy.tunnel.sessions import AgentSessions
+    from netproxy.tunnel.control.sessions import AgentSessions
 
 
 class FixedRouter:
@@ -39,6 +40,10 @@ class FixedRouter:
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
+
+    def named(self, flow: Flow) -> Flow:
+        """Return the flow as it is."""
+        return flow
 
     def route(self, flow: Flow) -> Route:
         """Return the upstream."""
@@ -153,10 +158,13 @@ class TcpPort:
         connections, per_client, self.handshakes = allowed.limits
         """The last one: unfinished handshakes."""
         refuse_arrival = partial(runtime.accounts.refuse_arrival, target.name)
-        self.admission = Admission(allowed.clients, connections, per_client, refuse_arrival)
+        shared = runtime.counting.connections(target.name)
+        self.admission = Admission(allowed.clients, connections, per_client, refuse_arrival, shared)
         """Replaced under the lock of PublicPorts."""
         # No client of a proxy listener may be led to this port, from now until it is closed.
-        self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)
+        self._unregister = runtime.own.register_everywhere(
+            "tcp", self._listener.address, of_agent=True
+        )
         ports.add(self)
 
     def start(self) -> None:
@@ -210,7 +218,9 @@ class UdpPort:
             target.name, target.router, self._table, target.target, clients, runtime.counters
         )
         # As for a TCP port.
-        self._unregister = runtime.own.register("udp", self._listener.address, of_agent=True)
+        self._unregister = runtime.own.register_everywhere(
+            "udp", self._listener.address, of_agent=True
+        )
         runtime.janitor.register(self._listener)
         runtime.janitor.register(self._table)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
-
 from netproxy.errors import DialError, Reason
+from netproxy.typed import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
@@ -16,7 +15,7 @@ class BlockDialer:
     name = "block"
     carries: frozenset[str] = frozenset()
     refusal = Reason.DENIED
-    symmetric = False
+    symmetric = knows_bound = False
     # No name is looked up for a flow that is refused anyway.
     resolves_names = True
 

@@ -6,16 +6,16 @@ Thread: a session's reader receives; any thread prepares and sends.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Hashable
 
 from netproxy.errors import DialError, Reason
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.net.address import from_sockaddr
+from netproxy.typed import TYPE_CHECKING, Any, Callable, Hashable, Sequence
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
-    from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.datagrams import Batch, Run
+    from netproxy.interfaces.datagrams import Batch, Deliverer, Run
     from netproxy.interfaces.flows import Flow
     from netproxy.net.datagram import Destination
     from netproxy.net.datagram_socket import DatagramSocket
@@ -30,6 +30,7 @@ class DirectPacketConn:
     """A packet connection over one UDP socket, so that all targets see the same port."""
 
     member = ""
+    deliverer: Deliverer | None = None
     __slots__ = (
         *("_target_resolver", "_socket", "_outgoing", "_selectors", "_originals", "_lock"),
         *("send", "wait", "receive", "shutdown", "close"),
@@ -54,6 +55,17 @@ class DirectPacketConn:
         self.wait = sock.wait
         self.shutdown = sock.shutdown
         self.close = sock.close
+
+    @property
+    def bound(self) -> Sequence[Address]:
+        """The address of the socket; an unspecified one has a port of both families."""
+        host, port = self._socket.address
+        hosts = ("0.0.0.0", host) if host == "::" else (host,)
+        return [Address(host, port) for host in hosts]
+
+    def reaches(self, target: Address) -> bool:
+        """Return True: one socket reaches all targets."""
+        return True
 
     def prepare(self, flow: Flow) -> Destination:
         """Return the destination for the flow's target.

@@ -5,9 +5,8 @@ Dials run on the thread that asks, as those of DirectDialer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from netproxy.dialer.direct import DirectDialer, TargetResolver
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.dialer.plain.packet_conn import DirectPacketConn

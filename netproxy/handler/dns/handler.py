@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Hashable
 
-from netproxy.errors import DialError, EndOfStream, ProtocolError
+from netproxy.errors import DialError, EndOfStream, ProtocolError, QueryRefused
 from netproxy.handler.dns.waiting import (
     DatagramClient,
     PendingQuestion,
@@ -28,6 +27,7 @@ from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
+from netproxy.typed import TYPE_CHECKING, Hashable
 
 if TYPE_CHECKING:
     from netproxy.access.permission import Permission
@@ -88,7 +88,7 @@ class DnsHandler:
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         """Answer the queries of a batch, or have a worker ask.  Thread: the listener's reader."""
-        arena, spans = batch
+        arena, spans = batch.arena, batch.spans
         out, now = self._arenas.take(), time.monotonic()
         everybody = self._clients.everybody
         for offsets, length, last, peer in spans:
@@ -127,31 +127,35 @@ class DnsHandler:
         Returns b"" for a message that gets no answer.  `peer` is the client: its key at `local`,
         or its address if that is None.
         """
-        key = dns_message.cache_key(query)
-        answer = self._cache.find(key, query, now) if key else None
+        answer = self._cache.ready(query, now)
+        if answer is None and (key := dns_message.cache_key(query)):
+            answer = self._cache.find(key, query, now)
         return self._answer_at_once(query, local, peer) if answer is None else answer
 
     def _answer_at_once(
         self, query: bytes, local: DatagramSocket | None, peer: Hashable
     ) -> bytes | None:
         """Return as _answer_without_server(), for a query whose answer is not cached."""
+        client = _client(local, peer)
         try:
             header = dns.parse_header(query)
             if header.response:
                 # Two servers that answer each other's answers would never end.
                 raise ProtocolError("an answer")
         except ProtocolError as error:
-            self._refuse("drops", "malformed", _client(local, peer), str(error))
+            self._refuse("drops", "malformed", client, str(error))
             return b""
         if header.opcode:
-            decided = f"opcode {header.opcode}"
-            self._refuse("queries", "not implemented", _client(local, peer), decided)
+            self._refuse("queries", "not implemented", client, f"opcode {header.opcode}")
             return dns.encode_error(query, dns.NOTIMP)
         try:
-            return self._source.answer(query)
+            return self._source.answer(query, client[0])
         except ProtocolError as error:
-            self._refuse("queries", "malformed", _client(local, peer), str(error))
+            self._refuse("queries", "malformed", client, str(error))
             return dns.encode_error(query, dns.FORMERR)
+        except QueryRefused as error:
+            self._refuse("queries", error.reason, client, error.decided)
+            return dns.encode_error(query, dns.SERVFAIL)
 
     def _send(
         self,
@@ -173,7 +177,7 @@ class DnsHandler:
         self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
-    def _ask_later(self, client: DatagramClient) -> None:
+    def _ask_later(self, client: WaitingClient) -> None:
         """Have a worker ask, or wait for the answer to a client that asks the same."""
         question, must_submit = self._pending.join(question_key(client.query), client)
         if must_submit:

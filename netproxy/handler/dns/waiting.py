@@ -9,11 +9,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Callable, Hashable, Protocol, Sequence
 
 from netproxy.interfaces.fairness import Claims, FairTable, client_key
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns_message
+from netproxy.typed import TYPE_CHECKING, Callable, Hashable, Protocol, Sequence
 
 if TYPE_CHECKING:
     from netproxy.handler.dns.handler import DnsHandler
@@ -220,7 +220,7 @@ class QueryTask:
     __slots__ = ("client", "_handler", "_question", "_query")
 
     def __init__(
-        self, handler: DnsHandler, question: PendingQuestion, client: DatagramClient
+        self, handler: DnsHandler, question: PendingQuestion, client: WaitingClient
     ) -> None:
         self.client = client.client
         self._handler = handler

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
-from netproxy.admin.commands import Commands
-from netproxy.admin.control_client import ActAfterAnswer
-from netproxy.admin.control_socket import ControlServer, ReloadRequests
-from netproxy.admin.stats import Stats
+from netproxy.admin.control.client import ActAfterAnswer
+from netproxy.admin.control.server import ControlServer, ReloadRequests
+from netproxy.admin.content import DaemonContent
+from netproxy.admin.stats.stats import Stats
 from tests.fuzz.target import Target
 from tests.support.doubles import Lines
 from tests.support.relays import running
@@ -49,10 +49,11 @@ def _nothing() -> None:
 def _serving() -> Iterator[None]:
     with running(_CONFIG) as daemon, tempfile.TemporaryDirectory() as folder:
         view: Any = daemon.daemon  # Any: the class has no name here that a test could import
-        log: Any = Lines()  # Any: Commands takes the class Log for its level
+        log: Any = Lines()  # Any: the commands take the class Log for its level
         log.level = "info"
-        commands = Commands(view, _Source(Stats(view, log, 0.0)), ReloadRequests(_nothing), log)
-        table = dict(commands.table())
+        content = DaemonContent(view, log)
+        source = _Source(content.stats(0.0))
+        table = dict(content.commands(source, ReloadRequests(_nothing)))
         # What would signal this process answers only.
         table["reload"] = table["drain"] = lambda request: ActAfterAnswer({}, _nothing)
         _Served.path, _Served.log = str(Path(folder) / "control"), log

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from functools import partial
 from typing import Any, Callable
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol import capsule, proxy_protocol, tunnel, uot
-from netproxy.protocol.capsule import Capsules
-from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
+from netproxy.protocol import proxy_protocol, tunnel, uot
+from netproxy.protocol.http import bound_udp, capsule, connect_udp
+from netproxy.protocol.http.capsule import Capsules
+from netproxy.protocol.http.contexts import BoundCapsules
+from netproxy.protocol.tunnels.datagrams import AddressedDatagrams
 from netproxy.protocol.uot import Frames
+from netproxy.tunnel.streams.chunks import ChunkedSocket
+from tests.support.records import Records
 from tests.fuzz.target import Outcome, Target, accepted, check_framing, check_reader, read_outcome
 
 _TARGET = Address("192.0.2.1", 443)
@@ -81,9 +86,53 @@ def _check_capsules(data: bytes) -> None:
         shortest = capsule.encode_varint(value)
         assert len(shortest) <= end
         assert capsule.parse_varint(shortest, 0, len(shortest)) == (value, len(shortest))
-    for payload, _ in check_framing(Capsules(_TARGET), data, 16 + _VALUE_LIMIT):
-        framed = Capsules(_TARGET).prefix(b"", len(payload)) + payload
-        assert check_framing(Capsules(_TARGET), framed, 16 + _VALUE_LIMIT) == [(payload, b"")]
+    make = partial(Capsules, _TARGET)
+    for payload, _ in check_framing(make, data, 16 + _VALUE_LIMIT):
+        framed = make().prefix(b"", len(payload)) + payload
+        assert check_framing(make, framed, 16 + _VALUE_LIMIT) == [(payload, b"")]
+
+
+# -- bound streams of connect-udp
+
+
+def _check_bound(data: bytes) -> None:
+    accepted(bound_udp.parse_assign, data)
+    accepted(bound_udp.parse_context, data)
+    address = accepted(bound_udp.parse_address, data)
+    if address is not None:
+        assert bound_udp.parse_address(bound_udp.encode_address(address)) == address
+    fields = [(b"connect-udp-bind", data), (b"proxy-public-address", data)]
+    told = bound_udp.parse_public_addresses(fields)
+    assert bound_udp.parse_public_addresses(bound_udp.accept_fields(told)) == told
+    assert not (connect_udp.is_bind_offered(fields) and told)
+    for first in (None, _TARGET):
+        for is_proxy in (True, False):
+            _check_contexts(data, first, is_proxy)
+
+
+def _check_contexts(data: bytes, first: Address | None, is_proxy: bool) -> None:
+    made: list[BoundCapsules] = []
+
+    def make() -> BoundCapsules:
+        made.append(BoundCapsules(first, is_proxy, _is_even, lambda counter, reason: None))
+        return made[-1]
+
+    frames = check_framing(make, data, 16 + _VALUE_LIMIT)
+    # However the bytes came, the answers and what is left of the contexts are the same.
+    assert len({framing.take_answers() for framing in made[:3]}) == 1
+    framing = made[0]
+    for payload, raw in frames:
+        assert raw is not None
+        target = framing.parse(raw)
+        if framing.takes(raw):
+            framed = framing.prefix(raw, len(payload)) + payload
+            start, end, again = framing.find(bytearray(framed), 0, len(framed)) or (0, 0, None)
+            assert (framed[start:end], again) == (payload, raw)
+        assert framing.parse(bound_udp.encode_address(target)) == target
+
+
+def _is_even(target: Address) -> bool:
+    return not target.port % 2
 
 
 # -- UDP over TCP
@@ -96,8 +145,9 @@ def _check_uot(data: bytes) -> None:
         again = read_outcome(uot.read_request, written, len(written), 1)
         assert again[:3] == (True, request.result, b"")
     largest = 259 + 2 + 65535
-    for framing in (Frames(), Frames(_TARGET)):
-        for payload, raw in check_framing(framing, data, largest):
+    for make in (Frames, partial(Frames, _TARGET)):
+        framing = make()
+        for payload, raw in check_framing(make, data, largest):
             assert raw is not None
             target = accepted(framing.parse, raw)
             if target is None:
@@ -105,14 +155,14 @@ def _check_uot(data: bytes) -> None:
             again_raw = framing.encode(target)
             assert framing.parse(again_raw) == target
             framed = framing.prefix(again_raw, len(payload)) + payload
-            assert check_framing(framing, framed, largest) == [(payload, again_raw)]
+            assert check_framing(make, framed, largest) == [(payload, again_raw)]
 
 
 # -- tunnels
 
 
 def _check_handshake(data: bytes) -> None:
-    hello = check_reader(tunnel.read_hello, data, 6 + 32 + 1 + 255 + 16)
+    hello = check_reader(tunnel.read_hello, data, 6 + 32 + 1 + 255 + 32)
     if hello.accepted:
         assert tunnel.encode_hello(hello.result) == data[: len(data) - len(hello.rest)]
     challenge = check_reader(tunnel.read_challenge, data, 33)
@@ -141,13 +191,14 @@ def _check_messages(data: bytes) -> None:
         assert tunnel.parse_message(written) == (message.result, len(written))
         _check_value(value)
     framing = AddressedDatagrams()
-    for payload, raw in check_framing(framing, data, 16 + _VALUE_LIMIT):
+    for payload, raw in check_framing(AddressedDatagrams, data, 16 + _VALUE_LIMIT):
         assert raw is not None
         target = accepted(framing.parse, raw)
         if target is not None:
             assert framing.parse(framing.encode(target)) == target
             framed = framing.prefix(raw, len(payload)) + payload
-            assert check_framing(framing, framed, 16 + _VALUE_LIMIT + 8) == [(payload, raw)]
+            longest = 16 + _VALUE_LIMIT + 8
+            assert check_framing(AddressedDatagrams, framed, longest) == [(payload, raw)]
 
 
 def _check_value(value: bytes) -> None:
@@ -156,7 +207,7 @@ def _check_value(value: bytes) -> None:
     accepted(tunnel.parse_refuse, value)
     register = accepted(tunnel.parse_register, value)
     if register is not None:
-        assert _value_of(tunnel.encode_register(*register))[1:] == value[1:]
+        assert _value_of(tunnel.encode_register(register))[1:] == value[1:]
     registered = accepted(tunnel.parse_registered, value)
     if registered is not None:
         assert _value_of(tunnel.encode_registered(registered)) == value
@@ -170,6 +221,61 @@ def _value_of(message: bytes) -> bytes:
     parsed = tunnel.parse_message(message)
     assert parsed is not None and parsed[1] == len(message)
     return parsed[0].value
+
+
+# -- streams in chunks
+
+_CHUNK_LIMIT = 40
+_READ_SIZES = (1, 7, 4096)
+
+
+def _check_chunks(data: bytes) -> None:
+    """Read a direction in all ways; all must have the outcome that the page describes."""
+    expected, outcome = _direction(data)
+    cut = len(data) // 2
+    single = [data[at : at + 1] for at in range(len(data))]
+    for pieces in ([data], single, [data[:cut], data[cut:]]):
+        for ahead in (0, 1):
+            for size in _READ_SIZES:
+                kept = [piece for piece in pieces[ahead:] if piece]
+                unread = b"".join(pieces[:ahead])
+                stream = ChunkedSocket(Records(kept, is_cut=True), unread)
+                read, seen = _read_direction(stream, size, len(data))
+                assert seen == outcome
+                # A fault may cost what was read with it, as a reset does.
+                assert read == expected or (seen == "refused" and expected.startswith(read))
+
+
+def _read_direction(stream: ChunkedSocket, size: int, limit: int) -> tuple[bytes, str]:
+    data, view = b"", memoryview(bytearray(size))
+    for _ in range(limit + 1):
+        try:
+            count = stream.recv_into(view)
+        except ConnectionResetError:
+            return data, "cut"
+        except OSError:
+            return data, "refused"
+        if not count:
+            break
+        data += view[:count]
+    assert stream.peer_ended and not stream.recv_into(view)
+    return data, "ended"
+
+
+def _direction(data: bytes) -> tuple[bytes, str]:
+    """Return the bytes of a direction and its outcome."""
+    read = b""
+    while len(data) >= 4:
+        (length,) = struct.unpack_from(">I", data)
+        data = data[4:]
+        if not length:
+            return read, "ended"
+        if length == 0xFFFFFFFF:
+            return read + data, "ended"
+        if length > _CHUNK_LIMIT:
+            return read, "refused"
+        read, data = read + data[:length], data[length:]
+    return read, "cut"
 
 
 TARGETS = (
@@ -189,8 +295,24 @@ TARGETS = (
         (b"\0\6\0hello", b"\0\1\0", b"\0\2\1x", b"\x40\0", *_VARINTS),
         1024,
         {
-            "protocol.capsule.VALUE_LIMIT": _VALUE_LIMIT,
-            "protocol.capsule.UDP_PAYLOAD_LIMIT": _PAYLOAD_LIMIT,
+            "protocol.http.capsule.VALUE_LIMIT": _VALUE_LIMIT,
+            "protocol.http.capsule.UDP_PAYLOAD_LIMIT": _PAYLOAD_LIMIT,
+        },
+    ),
+    Target(
+        "bound-udp",
+        _check_bound,
+        (
+            *(b"\x11\2\2\0", b"\x11\x08\4\4\xc0\0\2\1\0\x50", b"\x12\1\2", b"\x13\1\2"),
+            *(b"\0\x0a\2\4\xc0\0\2\1\0\x50hi", b"\0\3\4hi", b"\0\3\0hi", b"\x11\x14\6\6"),
+            *(b"\x11\x08\1\4\xc0\0\2\1\0\x50", *_VARINTS, b'"192.0.2.1:80"', b"?1;a=1"),
+        ),
+        1024,
+        {
+            "protocol.http.contexts.CONTEXTS_LIMIT": 4,
+            "protocol.http.contexts.CLOSED_LIMIT": 4,
+            "protocol.http.contexts.UDP_PAYLOAD_LIMIT": _PAYLOAD_LIMIT,
+            "protocol.http.contexts._DATAGRAM_LIMIT": _VALUE_LIMIT,
         },
     ),
     Target(
@@ -216,7 +338,14 @@ TARGETS = (
         {
             "protocol.tunnel.MESSAGE_LIMIT": 100,
             "protocol.tunnel.SERVICES_LIMIT": 8,
-            "protocol.tunnel_datagrams._VALUE_LIMIT": _VALUE_LIMIT,
+            "protocol.tunnels.datagrams._VALUE_LIMIT": _VALUE_LIMIT,
         },
+    ),
+    Target(
+        "tunnel-chunks",
+        _check_chunks,
+        (bytes(4), b"\xff\xff\xff\xff", b"\0\0\0\5hello", b"\0\0\0\x28", b"\0\0\0\x29", b"\0"),
+        256,
+        {"tunnel.streams.chunks.CHUNK_LIMIT": _CHUNK_LIMIT},
     ),
 )

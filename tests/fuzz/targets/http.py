@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 import urllib.parse
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import h11
@@ -13,9 +14,11 @@ import h11
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.connections import Steps
 from netproxy.net.stream import Stream
-from netproxy.protocol import capsule, connect_udp, http1
+from netproxy.protocol import http1
+from netproxy.protocol.http import capsule
+from netproxy.protocol.http import connect_udp
 from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse
-from netproxy.protocol.http1_message import (
+from netproxy.protocol.http.http1_message import (
     Body,
     Framing,
     encode_chunk,
@@ -35,9 +38,9 @@ _LIMITS = {
     "protocol.http1.HEAD_LIMIT": 400,
     "protocol.http1.FIELDS_LIMIT": 8,
     "protocol.http1.RESPONSE_LINES_LIMIT": 12,
-    "protocol.http1_message.CHUNK_LINE_LIMIT": 40,
-    "protocol.http1_message.TRAILER_LIMIT": 80,
-    "protocol.http1_message.PIECE": 16,
+    "protocol.http.http1_message.CHUNK_LINE_LIMIT": 40,
+    "protocol.http.http1_message.TRAILER_LIMIT": 80,
+    "protocol.http.http1_message.PIECE": 16,
 }
 # An empty line, the first line, all fields, each with the rest of the line that is too long.
 _HEAD_LIMIT = 160 + 160 + 2 * 400
@@ -163,7 +166,10 @@ def _check_connect_udp(request: HttpRequest) -> None:
 # -- connect-udp
 
 _UPGRADE = b"Host: a\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
-_CAPSULE_LIMITS = {"protocol.capsule.VALUE_LIMIT": 200, "protocol.capsule.UDP_PAYLOAD_LIMIT": 190}
+_CAPSULE_LIMITS = {
+    "protocol.http.capsule.VALUE_LIMIT": 200,
+    "protocol.http.capsule.UDP_PAYLOAD_LIMIT": 190,
+}
 
 
 def _check_stream_of_datagrams(data: bytes) -> None:
@@ -180,7 +186,7 @@ def _check_stream_of_datagrams(data: bytes) -> None:
     host, port, end = head.result.target.decode("ascii").rsplit("/", 3)[1:]
     assert (int(port), end) == (target.port, "")
     _check_host(urllib.parse.unquote(host, errors="strict"), target.host)
-    for payload, raw in check_framing(capsule.Capsules(target), head.rest, 16 + 200):
+    for payload, raw in check_framing(partial(capsule.Capsules, target), head.rest, 16 + 200):
         assert len(payload) <= 190 and raw == b""
 
 

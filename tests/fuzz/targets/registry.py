@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from tests.fuzz.targets import config, control, dns, framing, http, socks
+from tests.fuzz.targets import (
+    config,
+    control,
+    direct,
+    dns,
+    first_bytes,
+    framing,
+    http,
+    path,
+    port_mapping,
+    socks,
+    stun,
+)
 
 TARGETS = {
     target.name: target
-    for module in (socks, http, framing, dns, config, control)
+    for module in (
+        socks,
+        http,
+        framing,
+        path,
+        direct,
+        dns,
+        config,
+        control,
+        first_bytes,
+        stun,
+        port_mapping,
+    )
     for target in module.TARGETS
 }

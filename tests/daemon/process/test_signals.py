@@ -1,0 +1,61 @@
+"""The main thread while another process reads the configuration."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import pytest
+
+from netproxy.config.schema import Config
+from netproxy.daemon import main
+from netproxy.daemon.process import signals
+from netproxy.daemon.process.reading import ReadingFailed
+from netproxy.daemon.process.signals import Served
+from netproxy.errors import NetProxyError
+from netproxy.observe.log import Log
+
+
+def read_nothing(watch: Callable[[], None]) -> Config:
+    return Config(())
+
+
+def test_watchdog_is_told_while_the_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 181.  A daemon of which a worker does not answer tells nothing."""
+    said: list[str] = []
+    monkeypatch.setenv("WATCHDOG_USEC", "2")
+    monkeypatch.setattr(signals.notify, "_send", said.append)
+    for answers in (True, False):
+        daemon: Any = SimpleNamespace(answers=answers)
+        Served(daemon, Config(()), read_nothing, Log("error"))._watch()
+        assert said == ["WATCHDOG=1"]
+
+
+def test_stop_signal_ends_the_reading() -> None:
+    """Hazard 181.  The signal stays, and the main thread obeys it."""
+    daemon: Any = SimpleNamespace(answers=False)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with pytest.raises(NetProxyError, match="told to stop"):
+            Served(daemon, Config(()), read_nothing, Log("error"))._watch()
+        received = signal.sigtimedwait({signal.SIGTERM}, 0)
+        assert received is not None and received.si_signo == signal.SIGTERM
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_start_without_an_answer_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hazard 181.  The service manager does not start a daemon again after status 78."""
+
+    def fail(*options: object, **more: object) -> Config:
+        raise ReadingFailed("a.yaml: cannot be read")
+
+    monkeypatch.setattr(main, "configure_apart", fail)
+    options: Any = SimpleNamespace(explain=None, check=False)
+    assert main.run(options) == 70
+    assert capsys.readouterr().err == "a.yaml: cannot be read\n"
