@@ -233,6 +233,18 @@ class Netproxyd:
                     status[name] = status.get(name, 0) + int(value)
         return status
 
+    def counted(self, name: str, number: int) -> int:
+        """Return a counter of status() once it is at least so much.
+
+        A client can see that it was refused, or its reply, before the daemon has counted it.
+        """
+
+        def count() -> int:
+            reached = self.status().get(name, 0)
+            return reached if reached >= number else 0
+
+        return wait_for(count, SECONDS, f"{number} x {name}")
+
     def drops(self) -> dict[str, int]:
         """Return the counters of dropped datagrams."""
         return {name: count for name, count in self.status().items() if name.startswith("drops{")}

@@ -168,10 +168,9 @@ def test_each_program_gets_the_reply_of_its_protocol(limited: Limited) -> None:
     limit, daemon = limited.limit, limited.daemon
     for check in PROGRAMS:
         check(limited.proxy, limit.reply)
-    status = daemon.status()
-    assert status[limit.counter] == len(PROGRAMS)
+    assert daemon.counted(limit.counter, len(PROGRAMS)) == len(PROGRAMS)
     # Nothing is counted twice: what a limit refuses is no failed dial.
-    assert [key for key in status if key.startswith(COUNTERS)] == [limit.counter]
+    assert [key for key in daemon.status() if key.startswith(COUNTERS)] == [limit.counter]
     # Each has one record, and at most five refusals for one reason in one process have.
     records = daemon.all_lines("msg=(refused|finished) .*(decided=|:9 )")
     records = [line for line in records if "sent=8" not in line]
@@ -205,7 +204,7 @@ def test_browser_shows_the_answer(browser: str, limited: Limited, tmp_path: Path
         text = re.escape(limit.reply.text)
         assert re.search(rf">{text}( \(id [0-9a-z]{{6}}\))?\n</pre>", shown.dom), shown.dom
     # A browser may ask again.
-    assert daemon.status()[limit.counter] >= 1
+    daemon.counted(limit.counter, 1)
     daemon.said(limit.record)
 
 

@@ -127,7 +127,7 @@ def test_wget_and_a_browser_meet_the_penalty(
     shown = browse(find_browser(), tmp_path, proxy, "http://a.example/")
     assert ">too many failed logins from this address\n</pre>" in shown.dom, shown.dom
     assert '"Retry-After: ' in shown.net_log
-    assert daemon.status()["authentication{penalty}"] >= 3
+    daemon.counted("authentication{penalty}", 3)
     daemon.said(f"msg=refused reason=penalty .*client={GUESSER} ", times=3)
 
 

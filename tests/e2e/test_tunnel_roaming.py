@@ -206,7 +206,7 @@ def test_agent_is_not_followed_to_a_network_that_is_not_allowed(
             net.nat.nft(LEAVE_FROM_ELSEWHERE)
             lose_address(net)
             tunnel.changed(BY_TCP)
-            assert bridge.drops()["drops{client not allowed}"] > 0
+            bridge.counted("drops{client not allowed}", 1)
             replace_address(net, NEXT_HOME, HOME)
             tunnel.changed(BY_UDP, 2)
             user.goes_on()
@@ -237,7 +237,7 @@ def test_session_is_resumed_in_the_worker_that_has_it(tunnel: Tunnel, net: Net) 
             assert user.lost() <= RATE
             assert len(set(user.echo.sources)) == 1 and user.repeated == 0
             # Keys are told by the connection that was handed over.
-            assert tunnel.bridge.status()["tunnel_paths{renewed}"] == 1
+            assert tunnel.bridge.counted("tunnel_paths{renewed}", 1) == 1
             assert tunnel.path()["up"] and not tunnel.bridge.lines("disconnected")
             # The next one is a connection of the same worker again.
             reset_connections(net)
