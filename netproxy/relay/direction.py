@@ -115,11 +115,16 @@ class Direction:
     def move(self) -> None:
         """Read and write as long as neither has to wait.  Nothing may be pending."""
         self.paused = False
+        pace = self.pace
         for _ in range(ROUNDS):
-            room = self.pace.mark - self.bytes_moved
-            if room <= 0 and not (room := self.pace.renew(self.bytes_moved)):
-                self.paused = True
-                return
+            room = pace.mark - self.bytes_moved
+            if room < pace.lease or room <= 0:
+                if room <= 0 and not (room := pace.renew(self.bytes_moved)):
+                    self.paused = True
+                    return
+                # A piece that the mark would cut costs a receive and a send more.
+                if room < pace.lease:
+                    room = pace.lease
             pipe = self._pipe
             if not (self._move_by_pipe(pipe, room) if pipe else self._move_by_copy(room)):
                 return

@@ -122,6 +122,16 @@ class TestPace:
         sender.moved += 60_000
         assert sum(run(clock, 10.0, sender)) == pytest.approx(10 * RATE - 60_000, abs=LEASE_LEAST)
 
+    def test_bytes_of_the_next_lease_are_counted_before_it_begins(self, clock: Clock) -> None:
+        """A flow that carries them early, and ends, has carried nothing that was not leased."""
+        owner = slot()
+        sender = Sender(Bucket("key", owner, LEASED_UP, RATE, 100_000))
+        run(clock, STEP, sender)
+        assert 0 < sender.pace.lease <= owner.sum(LEASED_UP) - sender.moved
+        sender.moved += sender.pace.lease
+        sender.pace.close(sender.moved)
+        assert owner.sum(LEASED_UP) == sender.moved and sender.pace.lease == 0
+
     def test_slower_of_two_buckets_counts(self, clock: Clock) -> None:
         fast, slow = bucket(RATE), bucket(RATE // 4)
         sender, other = Sender(fast, slow), Sender(fast)

@@ -25,6 +25,7 @@ class SmallPace:
 
     def __init__(self, size: int) -> None:
         self.size = self.mark = size
+        self.lease = 0
 
     def renew(self, moved: int) -> int:
         self.mark = moved + self.size

@@ -27,6 +27,7 @@ class Leases:
 
     def __init__(self, *leases: int, unlimited: bool = False) -> None:
         self.mark = UNLIMITED if unlimited else 0
+        self.lease = 0
         self.leases = list(leases)
         self.asked = 0
 
@@ -92,6 +93,32 @@ def test_paused_direction_is_not_read_until_its_time_is_over(stack: contextlib.E
     going_on = step_on(paused)
     assert read_exactly(ends.client, 6) == b"abcdef"
     assert going_on is not None and not going_on.timed and watches(going_on, far)
+    ends.client.close()
+    ends.target.close()
+    run_to_end(going_on)
+
+
+def test_piece_that_the_mark_would_cut_is_read_whole(stack: contextlib.ExitStack) -> None:
+    """A read that begins before the mark goes on into the next lease, and no further."""
+    ends = Ends(stack)
+    ends.down = Leases(10)
+    ends.down.lease = 14
+    ends.target.sendall(b"0123456789abcdef")
+    far = ends._far.socket
+    wait = ends.relay().begin()
+    assert wait is not None and wait.step is not None
+    paused = wait.step(far.fileno(), select.POLLIN)
+    assert read_exactly(ends.client, 14) == b"0123456789abcd"
+    assert paused is not None and paused.timed
+    # The next lease pays for what was carried already.
+    ends.down.leases = [5]
+    ends.down.lease = 0
+    again = step_on(paused)
+    assert read_exactly(ends.client, 1) == b"e"
+    assert again is not None and again.timed
+    ends.down.leases = [100]
+    going_on = step_on(again)
+    assert read_exactly(ends.client, 1) == b"f"
     ends.client.close()
     ends.target.close()
     run_to_end(going_on)

@@ -90,8 +90,8 @@ class Bucket:
     """A limit of bytes per second, in one direction."""
 
     __slots__ = (
-        *("key", "slot", "_word", "_until", "_rate", "_burst"),
-        *("_leased", "_counted", "_queue"),
+        *("key", "slot", "_word", "_until", "_rate", "_burst_seconds"),
+        *("_leased", "_counted", "_queue", "_alone"),
     )
 
     def __init__(self, key: str, slot: Slot, word: int, rate: int, burst: int) -> None:
@@ -99,7 +99,7 @@ class Bucket:
         self.key = key
         self.slot = slot
         self._word, self._until = word, word - LEASED_UP + LEASED_UP_UNTIL
-        self._rate, self._burst = float(rate), float(max(burst, LEASE_LEAST))
+        self._set(rate, burst)
         # Everything that was leased is allowed until then, in monotonic seconds.
         self._leased = max(0.0, slot.latest(self._until)) if slot.is_shared else 0.0
         # The leases of all processes that _leased contains.
@@ -116,13 +116,21 @@ class Bucket:
         now = time.monotonic()
         # What is leased ahead is the same number of bytes.
         self._leased = now + (self._leased - now) * self._rate / rate
-        self._rate, self._burst = float(rate), float(max(burst, LEASE_LEAST))
+        self._set(rate, burst)
+
+    def _set(self, rate: int, burst: int) -> None:
+        self._rate = float(rate)
+        # Every lease needs these.
+        self._burst_seconds = max(burst, LEASE_LEAST) / self._rate
+        self._alone = max(LEASE_LEAST, int(LEASE_SECONDS * self._rate))
 
     def proposes(self, now: float) -> int:
         """Return the bytes of the next lease: fewer if many flows wait."""
         queue = self._queue
         while queue and queue[0] <= now:
             queue.popleft()
+        if not queue:
+            return self._alone
         size = min(LEASE_SECONDS, ROUND_SECONDS / (len(queue) + 1)) * self._rate
         return max(LEASE_LEAST, int(size))
 
@@ -130,12 +138,12 @@ class Bucket:
         """Lease so many bytes; return when the lease begins, in monotonic seconds."""
         if self.slot.is_shared:
             self._follow(now)
-        leased = max(self._leased, now - self._burst / self._rate)
-        self._leased = leased + size / self._rate
+        leased, whole = self._leased, now - self._burst_seconds
+        self._leased = leased = (leased if leased > whole else whole) + size / self._rate
         self._count(size)
-        if self._leased > now:
-            self._queue.append(self._leased)
-        return self._leased
+        if leased > now:
+            self._queue.append(leased)
+        return leased
 
     def give_back(self, size: int) -> None:
         """Take back what was leased and not used, or lease more than asked if it is negative."""
@@ -150,21 +158,22 @@ class Bucket:
         """Return whether nothing of the limit is used."""
         if self.slot.is_shared:
             self._follow(now)
-        return self._leased <= now - self._burst / self._rate
+        return self._leased <= now - self._burst_seconds
 
     def _count(self, size: int) -> None:
         """Count so many bytes as leased."""
-        self.slot.add(self._word, size)
+        slot = self.slot
+        slot.add(self._word, size)
         self._counted += size
-        if self.slot.is_shared:
-            self.slot.note(self._until, self._leased)
+        if slot.is_shared:
+            slot.note(self._until, self._leased)
 
     def _follow(self, now: float) -> None:
         """Count what other processes have leased since the last time."""
         total = self.slot.sum(self._word)
         if total == self._counted:
             return
-        was_whole = self._leased < now - self._burst / self._rate
+        was_whole = self._leased < now - self._burst_seconds
         self._leased += (total - self._counted) / self._rate
         self._counted = total
         if was_whole:
@@ -174,15 +183,16 @@ class Bucket:
 class LeasedPace:
     """How many bytes one direction of a flow may carry (interfaces.accounts.Pace)."""
 
-    __slots__ = ("mark", "_lock", "_buckets", "_next", "_begins", "_blocked")
+    __slots__ = ("mark", "lease", "_lock", "_buckets", "_begins", "_blocked")
 
     def __init__(self, lock: threading.Lock) -> None:
         """`lock` guards the buckets; there are none before configure()."""
         self._lock = lock
         self._buckets: Sequence[Bucket] = ()
         self.mark = UNLIMITED
-        # The bytes of the next lease, and when it begins, in monotonic seconds.
-        self._next = 0
+        # The next lease.
+        self.lease = 0
+        # When it begins, in monotonic seconds.
         self._begins = 0.0
         self._blocked = ""
 
@@ -196,7 +206,7 @@ class LeasedPace:
             if self.mark == _EXPECT:
                 self.mark = moved
             while self._buckets and moved >= self.mark and now >= self._begins:
-                self.mark += self._next
+                self.mark += self.lease
                 self._ask(now)
             return max(0, self.mark - moved)
 
@@ -216,8 +226,8 @@ class LeasedPace:
             return
         if not self._buckets:
             self.mark = 0 if is_new else _EXPECT
-        self._give_back(self._next)
-        self._buckets, self._next, self._begins = buckets, 0, 0.0
+        self._give_back(self.lease)
+        self._buckets, self.lease, self._begins = buckets, 0, 0.0
         now = time.monotonic()
         if not buckets:
             self.mark = UNLIMITED
@@ -229,14 +239,21 @@ class LeasedPace:
     def close(self, moved: int) -> None:
         """Give back what was leased and not used; `moved`: the count at the end."""
         unused = 0 if self.mark in (_EXPECT, UNLIMITED) else self.mark - moved
-        self._give_back(self._next + unused)
-        self._buckets, self._next, self.mark = (), 0, UNLIMITED
+        self._give_back(self.lease + unused)
+        self._buckets, self.lease, self.mark = (), 0, UNLIMITED
 
     def _ask(self, now: float) -> None:
         """Ask all buckets for the next lease: it begins when the last one allows it."""
-        size = min(bucket.proposes(now) for bucket in self._buckets)
-        self._begins, self._next = 0.0, size
-        for bucket in self._buckets:
+        buckets = self._buckets
+        if len(buckets) == 1:
+            # The usual case, in few steps: flows far below their rate pay for nothing but this.
+            bucket = buckets[0]
+            self.lease = size = bucket.proposes(now)
+            self._begins, self._blocked = bucket.lease(size, now), bucket.key
+            return
+        size = min(bucket.proposes(now) for bucket in buckets)
+        self._begins, self.lease = 0.0, size
+        for bucket in buckets:
             begins = bucket.lease(size, now)
             if begins > self._begins:
                 self._begins, self._blocked = begins, bucket.key

@@ -237,6 +237,7 @@ class _FreePace:
     """The pace of what another worker paces (interfaces.accounts.Pace)."""
 
     mark = UNLIMITED
+    lease = 0
 
     def renew(self, moved: int) -> int:
         return UNLIMITED - moved
