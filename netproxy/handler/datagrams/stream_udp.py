@@ -20,7 +20,7 @@ from netproxy.net.stream import complete
 from netproxy.protocol import uot
 from netproxy.protocol.http import connect_udp
 from netproxy.protocol.http.capsule import Capsules
-from netproxy.protocol.tunnels.direct import parse_wish
+from netproxy.protocol.tunnels.wish import parse_wish
 from netproxy.relay.client import no_header
 from netproxy.typed import TYPE_CHECKING, Callable
 

@@ -1,4 +1,4 @@
-"""The messages by which a bridge has a client and an agent talk directly, and the client's wish.
+"""The messages by which a bridge has a client and an agent talk directly.
 
 The client is another NetProxy, whose requests for connect-udp lead to the agent.  It has the
 messages as capsules beside the datagrams of a request; the agent has them on its control
@@ -8,14 +8,12 @@ those of protocol.tunnels.path.  Both roles; no I/O; any thread.
 
 from __future__ import annotations
 
-import re
 import struct
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.protocol import socks5
 from netproxy.protocol.http.capsule import Capsules, encode_varint, parse_head, parse_varint
-from netproxy.protocol.http1 import field_values
 from netproxy.protocol.tunnel import (
     DIRECT_END,
     DIRECT_FLOW,
@@ -28,18 +26,8 @@ from netproxy.protocol.tunnel import (
     encode_message,
 )
 from netproxy.protocol.tunnels.path import ID_SIZE, KEY_SIZE
-from netproxy.typed import TYPE_CHECKING, Callable, NamedTuple
+from netproxy.typed import Callable, NamedTuple
 
-if TYPE_CHECKING:
-    from netproxy.protocol.http1 import HttpRequest
-
-FIELD = b"Netproxy-Direct"
-"""The field of a request for connect-udp that asks for a direct path."""
-
-WISH_SIZE = 16
-"""Bytes of what a client calls itself: random, so that nobody else can say it."""
-
-_WISH = rb"[0-9a-f]{%d}\Z" % (2 * WISH_SIZE)
 _OFFER = struct.Struct(f"!{ID_SIZE}s{ID_SIZE}s{KEY_SIZE}s{KEY_SIZE}s")
 
 
@@ -85,25 +73,6 @@ class DirectState(NamedTuple):
     pair: int
     up: bool
     microseconds: int
-
-
-# -- the wish
-
-
-def encode_wish(identifier: bytes) -> tuple[bytes, bytes]:
-    """Return the field of a request that asks for a direct path."""
-    return FIELD, identifier.hex().encode("ascii")
-
-
-def parse_wish(request: HttpRequest) -> bytes:
-    """Return what the client calls itself, b"" if it does not ask for a direct path.
-
-    A field that is malformed is no wish: the request itself is served all the same.
-    """
-    values = field_values(request.fields, FIELD.lower())
-    if len(values) != 1 or not re.match(_WISH, values[0]):
-        return b""
-    return bytes.fromhex(values[0].decode("ascii"))
 
 
 # -- the messages

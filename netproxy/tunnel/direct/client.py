@@ -16,7 +16,7 @@ from netproxy.errors import StreamError
 from netproxy.net.frames.framed import FramedConn
 from netproxy.protocol import tunnel
 from netproxy.protocol.http.capsule import Capsules
-from netproxy.protocol.tunnels import direct
+from netproxy.protocol.tunnels import direct, wish
 from netproxy.protocol.tunnels.direct import MessageCapsules
 from netproxy.tunnel.direct.end import DirectEnd
 from netproxy.tunnel.path.agent import AgentPaths
@@ -56,7 +56,7 @@ class _Meeting:
     """What one wish has led to: the paths to the bridge and to agents."""
 
     def __init__(self, services: PathServices, submit: Submit, dial: DatagramDialer) -> None:
-        self.identifier = os.urandom(direct.WISH_SIZE)
+        self.identifier = os.urandom(wish.WISH_SIZE)
         self.paths = AgentPaths(services, submit, self._dial, _no_flow)
         self.end = self.paths.direct = DirectEnd(self.paths)
         self.requests: list[_Request] = []
@@ -178,7 +178,7 @@ class DirectClient:
                 meeting = self._meeting = _Meeting(self._services, self._submit, self._dial)
                 self._keeper.add(self)
             meeting.used = time.monotonic()
-            return direct.encode_wish(meeting.identifier)
+            return wish.encode_wish(meeting.identifier)
 
     def connect(self, stream: Stream, target: Address, counter: Counter) -> FramedConn:
         """Return the packet connection of a request that the bridge has accepted.

@@ -9,7 +9,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.protocol import tunnel
 from netproxy.protocol.http1 import HttpRequest
 from netproxy.protocol.tunnel import TunnelMessage
-from netproxy.protocol.tunnels import direct
+from netproxy.protocol.tunnels import direct, wish
 from netproxy.protocol.tunnels.direct import MessageCapsules
 from tests.fuzz.target import Target, accepted
 
@@ -44,8 +44,8 @@ def _check_messages(data: bytes) -> None:
     state = accepted(direct.parse_state, data)
     if state is not None:
         assert direct.parse_state(_value_of(direct.encode_state(state))) == state
-    wish = direct.parse_wish(HttpRequest(b"GET", b"/", 1, [(b"netproxy-direct", data)]))
-    assert not wish or direct.encode_wish(wish)[1] == data
+    identifier = wish.parse_wish(HttpRequest(b"GET", b"/", 1, [(b"netproxy-direct", data)]))
+    assert not identifier or wish.encode_wish(identifier)[1] == data
 
 
 def _check_stream(data: bytes) -> None:

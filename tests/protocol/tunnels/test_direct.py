@@ -1,4 +1,4 @@
-"""The messages about direct paths, the client's wish, and the messages beside its datagrams."""
+"""The messages about direct paths, and those beside the datagrams of a request."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import tunnel
-from netproxy.protocol.http import connect_udp
-from netproxy.protocol.http1 import HttpRequest
 from netproxy.protocol.tunnel import TunnelMessage
 from netproxy.protocol.tunnels import direct
 from netproxy.protocol.tunnels.direct import DirectFlow, DirectOffer, DirectState, MessageCapsules
@@ -95,25 +93,6 @@ def test_end_and_state_are_what_the_page_says() -> None:
 def test_cut_numbers_are_refused(parse: Callable[[bytes], Any], value: bytes) -> None:
     with pytest.raises(ProtocolError):
         parse(value)
-
-
-def request(*values: bytes) -> HttpRequest:
-    return HttpRequest(b"GET", b"/", 1, [(b"netproxy-direct", value) for value in values])
-
-
-def test_wish_is_a_field_of_the_request() -> None:
-    field = direct.encode_wish(bytes(range(16)))
-    assert field == (b"Netproxy-Direct", b"000102030405060708090a0b0c0d0e0f")
-    encoded = connect_udp.encode_request(PEER, "proxy.example", more=[field])
-    assert b"\r\nNetproxy-Direct: 000102030405060708090a0b0c0d0e0f\r\n" in encoded
-    assert direct.parse_wish(request(field[1])) == bytes(range(16))
-
-
-@pytest.mark.parametrize(
-    "values", [(), (b"",), (b"0" * 31,), (b"0" * 33,), (b"x" * 32,), (b"0" * 32, b"0" * 32)]
-)
-def test_malformed_wish_is_none(values: tuple[bytes, ...]) -> None:
-    assert direct.parse_wish(request(*values)) == b""
 
 
 # -- messages beside datagrams
