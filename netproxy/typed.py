@@ -92,6 +92,19 @@ else:
 
         __slots__ = ()
 
+        def __new__(cls, /, *values, **named):
+            """Make the constructor of the class when it is first called: it takes 1 KiB.
+
+            An idle daemon has many classes of which it makes no object.
+            """
+            owner = next(base for base in cls.__mro__ if "_fields" in vars(base))
+            # As a lambda of named parameters, so that the interpreter itself assigns them.
+            names = "".join(f"{field}, " for field in owner._fields)
+            new = eval(f"lambda _class, {names}: _new(_class, ({names}))", {"_new": tuple.__new__})
+            new.__defaults__, new.__name__ = owner._defaults, "__new__"
+            owner.__new__ = staticmethod(new)
+            return new(cls, *values, **named)
+
         @classmethod
         def _make(cls, values):
             made = tuple.__new__(cls, values)
@@ -127,13 +140,9 @@ else:
                 raise TypeError(f"{name}: its module needs from __future__ import annotations")
             fields = tuple(namespace.pop("__annotations__", ()))
             defaults = tuple(namespace.pop(field) for field in fields if field in namespace)
-            # As a lambda of named parameters, so that the interpreter itself assigns them.
-            names = "".join(f"{field}, " for field in fields)
-            new = eval(f"lambda _class, {names}: _new(_class, ({names}))", {"_new": tuple.__new__})
-            new.__defaults__, new.__name__ = defaults, "__new__"
             getters = {field: _tuplegetter(index, None) for index, field in enumerate(fields)}
-            made = {"__slots__": (), "_fields": fields, "__match_args__": fields, "__new__": new}
-            return type(name, (_NamedTuple,), {**namespace, **getters, **made})
+            made = {"_fields": fields, "__match_args__": fields, "_defaults": defaults}
+            return type(name, (_NamedTuple,), {**namespace, **getters, "__slots__": (), **made})
 
     class NamedTuple(metaclass=_Fields):
         """The base of classes whose annotations are the fields of a tuple."""
