@@ -80,9 +80,12 @@ def configure_apart(
     place = options.config or "the command line"
     try:
         answer = _read(reader, place, watch)
-    except BaseException:
+    except BaseException as error:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
+        if isinstance(error, OSError):  # no memory
+            text = f"{place}: cannot be read: {error.strerror}"
+            raise ReadingFailed(text) from error
         raise
     finally:
         os.close(reader)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FINE, INTERNAL = 0, 70
 """Exit statuses of sysexits(3)."""
+FAULT = "internal error (the log has it)"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 SIGNALS = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD}
 LOOK_SECONDS = 2.0
@@ -76,21 +77,31 @@ class Served:
         while True:
             seconds = min(LOOK_SECONDS, watchdog.seconds or LOOK_SECONDS, daemon.look_seconds)
             received = signal.sigtimedwait(SIGNALS, max(0.0, seconds))
-            if dead := daemon.look():
+            if received is not None and received.si_signo in STOP_SIGNALS:
+                self._drain(self._config.timeouts.drain)
+                return FINE
+            try:
+                dead = daemon.look()
+                self._go_on(received)
+            except Exception:
+                # A call has failed that never should.  What is served goes on.
+                self._log.exception("obeying signals")
+                continue
+            if dead:
                 self._log.error("the thread '%s' has died", dead)
                 daemon.stop()
                 return INTERNAL
-            if daemon.answers:
-                watchdog.ping(time.monotonic())
-            if self._lists is not None and self._lists.take_changed():
-                self._renew_lists()
-            if received is None or received.si_signo == signal.SIGCHLD:
-                continue
-            if received.si_signo == signal.SIGHUP:
-                self._reload()
-            elif not self._obey(received):
-                self._drain(self._config.timeouts.drain)
-                return FINE
+
+    def _go_on(self, received: signal.struct_siginfo | None) -> None:
+        """Do what is due, and obey a signal that does not end the daemon."""
+        if self._daemon.answers:
+            self._watchdog.ping(time.monotonic())
+        if self._lists is not None and self._lists.take_changed():
+            self._renew_lists()
+        if received is not None and received.si_signo == signal.SIGHUP:
+            self._reload()
+        elif received is not None:
+            self._obey(received)
 
     def _obey(self, received: signal.struct_siginfo) -> bool:
         """Obey a signal that changes nothing of what is served; return False for any other."""
@@ -114,6 +125,10 @@ class Served:
             errors = str(error).split("\n")
             for line in errors:
                 self._log.error("not reloaded: %s", line)
+            outcome = "not reloaded, "
+        except Exception:
+            self._log.exception("reloading")
+            errors = [FAULT]
             outcome = "not reloaded, "
         else:
             self._config = fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import marshal
 import os
@@ -164,6 +165,15 @@ class TestConfigureApart:
             configure_apart(options("a.yaml"), watch)
         assert not has_child()
 
+    def test_pipe_that_cannot_be_read_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hazard 181.  The daemon goes on."""
+        here = os.getpid()
+        monkeypatch.setattr(reading.select, "poll", WithoutMemory)
+        monkeypatch.setattr(reading, "configure", ending(here, signal.SIGSTOP))
+        with pytest.raises(ReadingFailed, match="^a.yaml: cannot be read: Cannot allocate memory$"):
+            configure_apart(options("a.yaml"))
+        assert not has_child()
+
     def test_fault_is_raised_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(options: Options) -> Config:
             raise ZeroDivisionError(str(os.getpid()))
@@ -188,6 +198,14 @@ class Litter:
 def collecting(options: Options) -> Config:
     gc.collect()
     raise ConfigError(str(Litter.ended))
+
+
+class WithoutMemory:
+    def register(self, descriptor: int, events: int) -> None:
+        pass
+
+    def poll(self, milliseconds: float) -> bool:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 class AlwaysReady:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from types import SimpleNamespace
@@ -45,6 +46,44 @@ def test_stop_signal_ends_the_reading() -> None:
         assert received is not None and received.si_signo == signal.SIGTERM
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.mark.parametrize("failing", ["look", "reload", "status"])
+def test_main_thread_outlives_calls_that_fail(
+    failing: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hazard 181.  Who has asked for the reload is told."""
+    told: list[list[str]] = []
+    calls = {"look": lambda: "", "reload": lambda config: None, "status": lambda: ()}
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    daemon: Any = SimpleNamespace(
+        answers=True,
+        look_seconds=0.0,
+        live=0,
+        default_upstream="",
+        begin_reload=lambda: told.append,
+    )
+    for name, call in (calls | {failing: fail}).items():
+        setattr(daemon, name, call)
+    for name in ("summary", "stop_accepting", "stop", "reopen_log"):
+        setattr(daemon, name, str)
+    received = iter((signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, None))
+
+    def wait(signals: object, seconds: float) -> object:
+        number = next(received, None)
+        return number and SimpleNamespace(si_signo=number)
+
+    monkeypatch.setattr(signals.signal, "sigtimedwait", wait)
+    log = Log("error")
+    try:
+        assert Served(daemon, Config(()), read_nothing, log).run() == 0
+    finally:
+        log.close()
+    assert "internal error while " in capfd.readouterr().err
+    assert told == {"look": [], "status": [[]], "reload": [[signals.FAULT]]}[failing]
 
 
 def test_start_without_an_answer_may_be_tried_again(
