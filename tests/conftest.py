@@ -20,9 +20,9 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.listener.pool import ThreadPool
+from tests.support.sockets import SECONDS
 
-# The limit of a wait, and the pause between two looks.
-SECONDS = 20.0
+# The pause between two looks.
 STEP = 0.01
 # Why a test is skipped whose program or module is missing.
 MISSING = re.compile(r"is not installed$|could not import ")

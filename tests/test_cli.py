@@ -841,7 +841,7 @@ class TestAsAProcess:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=SECONDS,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, f"netproxyd {__version__}\n", "")
 
@@ -856,7 +856,7 @@ class TestAsAProcess:
         environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
         process = subprocess.Popen(["/bin/sh", "-c", command], cwd=ROOT, env=environment)
         try:
-            wait_until(lambda: not refuses(Address("127.0.0.1", port)), 20)
+            wait_until(lambda: not refuses(Address("127.0.0.1", port)))
             with socket.create_connection(("127.0.0.1", port), SECONDS) as sock:
                 sock.sendall(b"\xff")
                 assert read_to_end(sock) == b""
@@ -864,7 +864,7 @@ class TestAsAProcess:
                 assert not os.readlink(f"/proc/{process.pid}/fd/{number}").startswith("socket:")
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(SECONDS) == 0
 
 
 def test_signals_are_held_back_before_anything_else_is_imported() -> None:

@@ -18,6 +18,7 @@ from netproxy.access.accounts.usage import DAYS_LIMIT, OTHERS, SAVE_SECONDS, Usa
 from netproxy.access.accounts.usage_store import UsageStore
 from netproxy.errors import ConfigError
 from tests.support.handlers import RecordingLog
+from tests.support.sockets import SECONDS
 from tests.support.usage import ROOT
 
 DAY = 86400.0
@@ -54,7 +55,7 @@ class FakeStore:
 
     def add(self, day: str, month: str, moved: Mapping[str, Usage]) -> bool:
         self.entered.set()
-        self.proceed.wait(20)
+        self.proceed.wait(SECONDS)
         if self.works:
             self.added.append((day, month, dict(moved)))
         return self.works
@@ -226,7 +227,7 @@ class TestSaving:
         store.proceed.clear()
         thread = threading.Thread(target=book.save, args=(0,), name="test-save")
         thread.start()
-        assert store.entered.wait(20)
+        assert store.entered.wait(SECONDS)
         book.moved("alice", 2, 0)
         clock.now += DAY
         book.moved("alice", 4, 0)

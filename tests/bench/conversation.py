@@ -15,7 +15,7 @@ from world import NOISE, World
 from tests.e2e.peers import encode, exactly, read_address
 
 # Seconds for each wait.
-PATIENCE = 45.0
+PATIENCE = 60.0
 # How often a datagram is sent, and how many seconds its answer is waited for.
 TRIES, RESEND = 30, 1.0
 SIZES = (1, 60, 1200, 4000, 20_000, 60_000)

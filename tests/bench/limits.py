@@ -32,7 +32,7 @@ UP, DOWN = "up", "down"
 # What UDP flows send, as a multiple of their share of the rate.
 OFFERED = 1.5
 # Seconds that the sessions of all flows may take to exist.
-OPEN_SECONDS = 20.0
+OPEN_SECONDS = 60.0
 AGAIN = 0.2
 # A load generator that is so late says nothing of the daemon.
 LATE = 0.02

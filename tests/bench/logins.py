@@ -34,7 +34,7 @@ KEPT, FIRST = "kept", "first{}"
 # Logins a second of good clients: remembered ones, and ones that need the check of a hash.
 KEPT_RATE, FIRST_RATE = 20, 2
 # Seconds that a good client waits, and that an attacker keeps a connection.
-PATIENCE, KEEP = 30.0, 10.0
+PATIENCE, KEEP = 60.0, 10.0
 # Connections of the attacker at once.
 OPEN_LIMIT = 4000
 # Logins a second of the last part, whose passwords cost little to check.

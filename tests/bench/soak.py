@@ -51,7 +51,7 @@ FEWER_ANSWERS = 0.02
 # Descriptors and threads that the second half may have more than the first, besides a twentieth.
 SPARE = 3
 # The limit of a wait for the end of everything after the last client.
-CLEAN_SECONDS = 15.0
+CLEAN_SECONDS = 60.0
 # A run of so many seconds waits for the end of idle threads, which takes ten seconds.
 LONG_RUN = 60.0
 WIDTHS = (7, 9, 12, 8, 12, 10, 10)

@@ -13,7 +13,7 @@ from tcp import PIECE
 
 from tests.e2e.namespaces import Namespace
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 """The limit of a wait for a byte of a connection, in seconds."""
 ANSWER_SECONDS, ATTEMPTS = 0.5, 4
 """How long a datagram waits for its answer, and how often it is sent."""

@@ -23,6 +23,7 @@ from netproxy.ctl import top as top_module
 from netproxy.ctl.top import Rate, Top, picture, rates
 from tests.ctl.test_accounts import client, user
 from tests.support.doubles import Lines
+from tests.support.sockets import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,7 +201,7 @@ def test_pictures_fit_the_terminal_until_q(
 
 def _read(descriptor: int, there: Any) -> str:
     """Return what is drawn until `there` is true."""
-    text, deadline = "", time.monotonic() + 20
+    text, deadline = "", time.monotonic() + SECONDS
     while not there(text):
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, text

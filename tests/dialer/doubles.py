@@ -18,12 +18,11 @@ from netproxy.net.stream import Stream
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.flows import tcp_to, udp_to
+from tests.support.sockets import SECONDS
 from tests.support.upstreams import FakeConn
 
 TARGET = Address("198.51.100.7", 443)
 TCP, UDP = tcp_to(TARGET), udp_to(TARGET)
-SECONDS = 30.0
-"""A time limit that no test waits for."""
 BALANCES = (
     "round-robin",
     "weighted",

@@ -30,7 +30,7 @@ from tests.dialer.doubles import (
     refusal,
 )
 from tests.support.doubles import Counts
-from tests.support.sockets import Task
+from tests.support.sockets import SECONDS, Task
 
 
 class TestLiveFlows:
@@ -265,7 +265,7 @@ class TestBackOff:
         group = StubGroup("failover", "ab")
         group.fail("a")
         barrier = threading.Barrier(8)
-        group.dialers["a"].meanwhile = lambda: barrier.wait(5) and None
+        group.dialers["a"].meanwhile = lambda: barrier.wait(SECONDS) and None
         for task in [Task(group.group.dial, TCP) for _ in range(8)]:
             task.result().close()
         group.mend("a")
@@ -495,7 +495,7 @@ def test_statistics_are_right_after_dials_on_many_threads(balance: str) -> None:
         for number in range(8)
     ]
     for task in [Task(work, flow) for flow in flows]:
-        task.result(30.0)
+        task.result()
     members = group.members.values()
     assert [member.live for member in members] == [0, 0, 0, 0]
     assert sum(member.dialled for member in members) == len(group.asked)

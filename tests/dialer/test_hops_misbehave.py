@@ -30,14 +30,14 @@ from tests.support.batches import cut as datagrams_of
 from tests.support.certificates import Certificates, certificates
 from tests.support.doubles import Counts, Lines
 from tests.support.flows import tcp_to, udp_to
-from tests.support.sockets import Task, read_to_end, reset, server, tcp_pair, wait_until
+from tests.support.sockets import SECONDS, Task, read_to_end, reset, server, tcp_pair, wait_until
 
 TARGET = Address("198.51.100.7", 443)
 UOT = Address("sp.v2.udp-over-tcp.arpa", 443)
 """The magic name of UDP over TCP."""
 HEAD = 0
 """Stands for a byte count: a head that ends with an empty line."""
-LIMITS = PipeLimits(5.0, 5.0)
+LIMITS = PipeLimits(10 * SECONDS, 10 * SECONDS)
 BOUND = 256 * 1024
 """Bytes that may be read of an endless head, read-ahead included."""
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"

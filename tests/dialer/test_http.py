@@ -18,7 +18,7 @@ from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import complete
 from tests.support.doubles import Counts
 from tests.support.flows import tcp_to
-from tests.support.sockets import nothing_comes, read_to_end, server
+from tests.support.sockets import SECONDS, nothing_comes, read_to_end, server
 
 TARGET = Address("example.com", 443)
 REQUEST = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
@@ -28,7 +28,7 @@ OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 def dialer(
     server: Address,
     direct: DirectDialer,
-    seconds: float = 2.0,
+    seconds: float = SECONDS,
     user: str = "",
     password: str = "",
     udp: bool = True,

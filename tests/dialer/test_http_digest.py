@@ -20,7 +20,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import complete
 from tests.support.doubles import Counts
 from tests.support.flows import tcp_to, udp_to
-from tests.support.sockets import read_to_end, server
+from tests.support.sockets import SECONDS, read_to_end, server
 
 TARGET = Address("example.com", 443)
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -212,7 +212,7 @@ def test_new_connection_has_only_the_time_that_the_first_one_left(
 
         @staticmethod
         def monotonic() -> float:
-            return time.monotonic() + 5.0
+            return time.monotonic() + SECONDS
 
     monkeypatch.setattr(http_module, "time", LaterClock)
     proxy = DigestProxy()

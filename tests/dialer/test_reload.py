@@ -343,7 +343,7 @@ def test_many_threads_share_a_configured_group(factory: DialerFactory) -> None:
                 dialer.dial(tcp_to(TARGET)).close()
 
         for task in [Task(work) for _ in range(4)]:
-            task.result(20.0)
+            task.result()
     by_name = members_of(dialer)
     assert [member.live for member in by_name.values()] == [0, 0, 0]
     assert sum(member.dialled - member.failed for member in by_name.values()) == 100

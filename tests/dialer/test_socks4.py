@@ -18,7 +18,7 @@ from netproxy.interfaces.routing import Dialer
 from netproxy.net.stream import complete
 from tests.dialer.doubles import make_factory
 from tests.support.flows import tcp_to, udp_to
-from tests.support.sockets import read_exactly, read_to_end, refusing, server
+from tests.support.sockets import SECONDS, read_exactly, read_to_end, refusing, server
 
 TARGET = Address("198.51.100.7", 443)
 NAME = Address("example.com", 80)
@@ -50,7 +50,7 @@ def answer(wanted: bytes, reply: bytes = GRANTED) -> Callable[[socket.socket], N
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recv(1)
-        sock.settimeout(5.0)
+        sock.settimeout(SECONDS)
         sock.sendall(reply)
         sock.sendall(read_to_end(sock))
 

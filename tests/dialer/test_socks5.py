@@ -19,7 +19,15 @@ from netproxy.interfaces.routing import Dialer
 from netproxy.net.stream import complete
 from tests.support.doubles import Counts, no_packets
 from tests.support.flows import tcp_to
-from tests.support.sockets import black_hole, read_exactly, read_to_end, refusing, reset, server
+from tests.support.sockets import (
+    SECONDS,
+    black_hole,
+    read_exactly,
+    read_to_end,
+    refusing,
+    reset,
+    server,
+)
 
 TARGET = Address("198.51.100.7", 443)
 NAME = Address("example.com", 80)
@@ -32,7 +40,7 @@ def dialer(
     server: Address,
     direct: DirectDialer,
     target_resolver: TargetResolver | None = None,
-    seconds: float = 2.0,
+    seconds: float = SECONDS,
     **login: str,
 ) -> Socks5Dialer:
     url = f"{'socks5' if target_resolver else 'socks5h'}://{server}"

@@ -14,8 +14,7 @@ from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Dialer
 from netproxy.net.stream import Stream, complete
-from netproxy.relay.pipe import PipeLimits
-from tests.net.test_tls_client import MEGABYTE, RECORD, Peer, bulk, digest, relay
+from tests.net.test_tls_client import LIMITS, MEGABYTE, RECORD, Peer, bulk, digest, relay
 from tests.net.test_tls_client import server as offering
 from tests.support.certificates import Certificates, certificates
 from tests.support.flows import tcp_to, udp_to
@@ -234,7 +233,7 @@ class TestHandshake:
 
         with server(behind(offering(certs), script)) as address, tcp_pair() as (ours, theirs):
             stream = upstream(factory, hop(certs, "https", address)).dial(tcp_to(TARGET))
-            relaying = Task(relay, Stream(ours), stream, PipeLimits(5.0, 5.0))
+            relaying = Task(relay, Stream(ours), stream, LIMITS)
             assert Peer(theirs).read(20_007) == b"first, " + bulk(20_000)
             theirs.shutdown(socket.SHUT_WR)
             assert read_to_end(theirs) == b""
@@ -500,7 +499,7 @@ def test_three_layers_of_tls_carry_data_in_both_directions(
             hop(certs, "socks5h+tls", second, server_name="localhost"),
             hop(certs, "https", third, server_name="localhost"),
         )
-        relaying = Task(relay, Stream(ours), dialer.dial(tcp_to(TARGET)), PipeLimits(5.0, 5.0))
+        relaying = Task(relay, Stream(ours), dialer.dial(tcp_to(TARGET)), LIMITS)
         client = Peer(theirs)
         assert client.read(7) == b"at once"
         assert client.exchange(bulk(size), RECORD, size) == digest(size, 8)

@@ -27,7 +27,7 @@ from tests.dialer.doubles import make_factory
 from tests.support.batches import cut, receive
 from tests.support.doubles import Counts, no_packets
 from tests.support.flows import tcp_to, udp_to
-from tests.support.sockets import Task, read_exactly, read_to_end, refusing, reset, server
+from tests.support.sockets import SECONDS, Task, read_exactly, read_to_end, refusing, reset, server
 
 TARGET = Address("198.51.100.7", 9000)
 NAME = Address("game.test", 9000)
@@ -377,8 +377,6 @@ class TestFailures:
         closed = threading.Event()
 
         def script(sock: socket.socket) -> None:
-            # If the test fails, do not wait for the server.
-            sock.settimeout(0.5)
             play(*SCRIPTS[by_http], UOT)(sock)
             closed.set()
 
@@ -388,7 +386,7 @@ class TestFailures:
         with server(script) as address:
             monkeypatch.setattr(select, "epoll", none_left)
             error = failure(by_http(address, direct, counts))
-            assert closed.wait(2.0)
+            assert closed.wait(SECONDS)
         assert error.reason is Reason.GENERAL
 
 

@@ -36,6 +36,7 @@ from tests.dialer.configured import (
 from tests.dialer.doubles import make_factory
 from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import (
+    SECONDS,
     Task,
     address_of,
     black_hole,
@@ -348,7 +349,7 @@ class TestTimeouts:
         timed_out = threading.Event()
 
         def script(sock: socket.socket) -> None:
-            assert timed_out.wait(5)
+            assert timed_out.wait(SECONDS)
             granting(TARGET)(sock)
 
         factory = make_factory(target_resolver, 0.1)

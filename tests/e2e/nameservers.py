@@ -12,6 +12,7 @@ from tests.e2e.support import LOOPBACK, environment, program
 from tests.e2e.upstreams import Programs
 from tests.support.certificates import Certificates
 from tests.support.ports import free_port
+from tests.support.sockets import SECONDS
 
 # TXT data of 4 and 2 KB.
 LONG = tuple(f"{at:02}" + "abcdefghij"[at % 10] * 250 for at in range(16))
@@ -124,7 +125,7 @@ class Answer(NamedTuple):
         return [" ".join(record[4:]) for record in self.records]
 
 
-def dig(port: int, *arguments: str, seconds: float = 20) -> Answer:
+def dig(port: int, *arguments: str, seconds: float = SECONDS) -> Answer:
     """Run dig with these arguments against a port of loopback."""
     process = subprocess.run(
         (

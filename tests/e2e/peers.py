@@ -12,9 +12,11 @@ import struct
 import threading
 from typing import Any, Callable
 
+from tests.support.sockets import SECONDS
+
 CONNECT, BIND, ASSOCIATE = 1, 2, 3
 # The limit of a peer's wait for an answer, long enough for a slow machine.
-REPLY_SECONDS = 20.0
+REPLY_SECONDS = SECONDS
 
 Endpoint = tuple[str, int]
 Login = tuple[str, str]

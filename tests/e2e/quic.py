@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.sockets import SECONDS
+
 PROTOCOL = "echo"
 PIECE = 65536
 NAME = "quic.test"
-START_SECONDS = 20.0
 
 
 class EchoServer:
@@ -44,7 +45,7 @@ class EchoServer:
         """Where datagrams have come from, each once."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._started.wait(START_SECONDS)
+        assert self._started.wait(SECONDS)
 
     def _run(self) -> None:
         async def start() -> Any:
@@ -79,7 +80,7 @@ class EchoServer:
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
+        self._thread.join(SECONDS)
 
 
 _tasks: set[Any] = set()

@@ -20,13 +20,11 @@ from typing import Any, Callable, Sequence, TypeVar
 import pytest
 
 from tests.e2e.peers import Login, Make, listen, socks5
+from tests.support.sockets import SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 ANY_PORT = f"sps://{LOOPBACK}:0"
-# Limits of waits, long enough for a machine that is ten times slower.
-START_SECONDS = 30.0
-SECONDS = 20.0
 # How many more descriptors than before a daemon may have when its clients have gone.
 SPARE_DESCRIPTORS = 2
 
@@ -114,7 +112,7 @@ class Readiness:
         environment["NOTIFY_SOCKET"] = path = os.path.join(self._folder.name, "notify")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(path)
-        self._socket.settimeout(START_SECONDS)
+        self._socket.settimeout(SECONDS)
 
     def wait(self) -> None:
         """Wait; then the daemon tells nobody any more."""
@@ -165,7 +163,7 @@ class Netproxyd:
         self.ended = False
         try:
             if readiness is None:
-                serves = wait_for(self._serves, START_SECONDS, "the line with the listeners")
+                serves = wait_for(self._serves, SECONDS, "the line with the listeners")
                 self.listens = [
                     (network, host, int(port)) for network, host, port in _LISTENS.findall(serves)
                 ]
@@ -331,6 +329,15 @@ class Netproxyd:
         """Return the number of threads."""
         return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in self.processes())
 
+    def threads_at_rest(self) -> int:
+        """Return the number of threads once all run that a daemon without clients has.
+
+        The parent of workers starts a thread for each of them with its first question, up to a
+        second after all serve.
+        """
+        self.status()
+        return self.threads()
+
     def check_idle(self) -> None:
         """Wait until all threads sleep in ten looks. A thread in a busy loop never sleeps."""
         wait_for(lambda: all(self._sleeps() for _ in range(10)), SECONDS, "all threads sleep")
@@ -386,7 +393,7 @@ class Netproxyd:
 
 
 def run_netproxyd(
-    *arguments: str, flags: Sequence[str] = (), seconds: float = START_SECONDS, **popen: Any
+    *arguments: str, flags: Sequence[str] = (), seconds: float = SECONDS, **popen: Any
 ) -> tuple[int, str]:
     """Run netproxyd to its end. Return its exit status and all that it wrote.
 

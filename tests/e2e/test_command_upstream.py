@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import BIG, HELLO, Origin, serving
 from tests.e2e.peers import exactly
-from tests.e2e.support import LOOPBACK, SECONDS, START_SECONDS, Netproxyd, program, wait_for
+from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, program, wait_for
 from tests.e2e.upstreams import SSH_OPTIONS, SSHD, Programs, _user
 from tests.support.ports import free_port
 
@@ -40,7 +40,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (keygen, "-q", "-t", "ed25519", "-N", "", "-f", "key"),
         cwd=directory,
         check=True,
-        timeout=START_SECONDS,
+        timeout=SECONDS,
     )
     with Programs(directory) as programs:
         config = programs.write("sshd.conf", SSHD.format(directory=directory, port=port))

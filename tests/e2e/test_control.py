@@ -104,6 +104,8 @@ def test_reloads_by_signal_and_command_break_no_flow(
     with server(script) as target, socket.create_connection(daemon.server, SECONDS) as client:
         client.sendall(b"CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n" % str(target).encode())
         assert read_exactly(client, 39).startswith(b"HTTP/1.1 200 ")
+        # The parent of workers has then asked them, which takes threads.
+        daemon.status()
         before = daemon.descriptors()
         threads = len(os.listdir(f"/proc/{daemon.process.pid}/task"))
         for _ in range(RELOADS):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from netproxy.ctl.convert.draft.draft import UNUSABLE_HASH
-from tests.e2e.support import START_SECONDS, program
+from tests.e2e.support import SECONDS, program
 from tests.e2e.verdicts import DIRECT, OLD_PORT, REFUSED, THROUGH, Ask, Rig, asks, rig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
@@ -166,7 +166,7 @@ HELPER = Path("/usr/lib/squid/basic_ncsa_auth")
 def hashed(openssl: str, kind: str) -> str:
     """Return the hash of bob's password."""
     command = [openssl, "passwd", kind, "secret"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     return done.stdout.strip()
 
 

@@ -14,7 +14,7 @@ from netproxy.ctl.convert.command import convert
 from netproxy.ctl.convert.source import Source
 from tests.e2e.conftest import Start
 from tests.e2e.peers import BIND, CONNECT, Endpoint, Login, Refused, TcpEcho, echo, socks5
-from tests.e2e.support import LOOPBACK, wait_for
+from tests.e2e.support import LOOPBACK, SECONDS, wait_for
 from tests.support.certificates import certificates
 from tests.support.ports import free_port
 
@@ -37,7 +37,6 @@ CLIENT = (
     "proxy socks -t tcp -p 127.0.0.1:{socks}\n"
 )
 BOB, ANN = ("bob", "secret"), ("ann", "other")
-WAIT_SECONDS = 20.0
 IDLE_DESCRIPTORS = 24
 """Of an idle tunnel: ports, control connection, idle work connections."""
 
@@ -83,7 +82,7 @@ def test_converted_commands_of_gost_decide_as_documented(netproxyd: Start) -> No
             **{"a bypass of the listener": False, "a name below one of the bypass": False},
             **{"a target that the second proxy refuses": False, "BIND": False},
         }
-        with socket.create_connection((LOOPBACK, ports["tcp"]), WAIT_SECONDS) as sock:
+        with socket.create_connection((LOOPBACK, ports["tcp"]), SECONDS) as sock:
             echo(sock, b"by a fixed target")
 
 
@@ -104,15 +103,15 @@ def test_converted_commands_of_goproxy_are_a_tunnel(netproxyd: Start) -> None:
         daemons = [netproxyd(config=head), netproxyd(config=agent)]
         for daemon in daemons:
             daemon.baseline += IDLE_DESCRIPTORS
-        daemons[1].said("tunnel: connected as 'home'", seconds=WAIT_SECONDS)
+        daemons[1].said("tunnel: connected as 'home'", seconds=SECONDS)
 
         def answers() -> bool:
             try:
                 address = (LOOPBACK, int(str(values["tcp"])))
-                with socket.create_connection(address, WAIT_SECONDS) as sock:
+                with socket.create_connection(address, SECONDS) as sock:
                     echo(sock, b"through the tunnel")
                     return True
             except (OSError, EOFError):
                 return False
 
-        wait_for(answers, WAIT_SECONDS, "the port of the server leads to the agent")
+        wait_for(answers, SECONDS, "the port of the server leads to the agent")

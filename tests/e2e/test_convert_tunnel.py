@@ -10,7 +10,7 @@ from netproxy.ctl.convert.command import convert
 from netproxy.ctl.convert.source import Source
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, TcpEcho, UdpEcho, echo, socks5, udp
-from tests.e2e.support import LOOPBACK, wait_for
+from tests.e2e.support import LOOPBACK, SECONDS, wait_for
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
@@ -43,7 +43,6 @@ remotePort = {socks}
 plugin = {{ type = "socks5", username = "bob", password = "secret" }}
 """
 LOGIN = ("bob", "secret")
-WAIT_SECONDS = 20.0
 IDLE_DESCRIPTORS = 24
 """Of an idle tunnel: ports, control connection, idle work connections."""
 
@@ -63,17 +62,17 @@ def test_converted_files_of_frp_are_a_tunnel(netproxyd: Start) -> None:
         daemons = [netproxyd(config=server), netproxyd(config=client, login=LOGIN)]
         for daemon in daemons:
             daemon.baseline += IDLE_DESCRIPTORS
-        daemons[1].said("tunnel: connected as 'frpc'", seconds=WAIT_SECONDS)
+        daemons[1].said("tunnel: connected as 'frpc'", seconds=SECONDS)
 
         def answers() -> bool:
             try:
-                with socket.create_connection((LOOPBACK, ports["tcp"]), WAIT_SECONDS) as sock:
+                with socket.create_connection((LOOPBACK, ports["tcp"]), SECONDS) as sock:
                     echo(sock, b"stream")
                     return True
             except (OSError, EOFError):
                 return False
 
-        wait_for(answers, WAIT_SECONDS, "the port is open")
+        wait_for(answers, SECONDS, "the port is open")
         with udp(LOOPBACK) as sock:
             sock.sendto(b"datagram", (LOOPBACK, ports["udp"]))
             assert sock.recv(64) == b"datagram"

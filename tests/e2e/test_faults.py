@@ -136,7 +136,7 @@ def test_connections_and_datagrams_work_with_more_than_1100_descriptors(
         with Association(daemon.server) as association:
             association.echo(udp_echo.address, b"beyond the limit")
             association.echo(("localhost", udp_echo.address[1]), b"and by name")
-        with serving() as origin, socket.create_connection(daemon.server, 5.0) as http:
+        with serving() as origin, socket.create_connection(daemon.server, SECONDS) as http:
             head = f"PUT {origin.url()} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
             # The daemon waits for the body and for the origin's answer at the same time.
             http.sendall(head.encode())

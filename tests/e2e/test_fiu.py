@@ -59,8 +59,6 @@ THREADS = 2
 # some twenty calls, so that more than half of them meet no fault.
 SERVED = 100
 TRIES = 3
-# Longer than any timeout of the daemon: a client that waits so long has been forgotten.
-CLIENT_SECONDS = 30.0
 # How long an idle connection rests: long enough for the poller to watch it.
 IDLE = 0.5
 DATAGRAMS = 20
@@ -121,14 +119,14 @@ class Faults:
 
 def socks_connect(server: Endpoint, targets: Targets) -> None:
     """SOCKS5 CONNECT and short messages."""
-    with socks5(server, CONNECT, targets.tcp, seconds=CLIENT_SECONDS)[0] as sock:
+    with socks5(server, CONNECT, targets.tcp, seconds=SECONDS)[0] as sock:
         for size in (1, 600, 3000):
             echo(sock, DATA[:size])
 
 
 def http_connect(server: Endpoint, targets: Targets) -> None:
     """HTTP CONNECT and a message."""
-    with socket.create_connection(server, CLIENT_SECONDS) as sock:
+    with socket.create_connection(server, SECONDS) as sock:
         host, port = targets.tcp
         sock.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
         assert read_head(sock).startswith(b"HTTP/1.1 200 ")
@@ -138,7 +136,7 @@ def http_connect(server: Endpoint, targets: Targets) -> None:
 def http_forward(server: Endpoint, targets: Targets) -> None:
     """Two requests on one connection."""
     url, host = targets.origin.url(), f"{LOOPBACK}:{targets.origin.port}"
-    with socket.create_connection(server, CLIENT_SECONDS) as sock:
+    with socket.create_connection(server, SECONDS) as sock:
         for _ in range(2):
             sock.sendall(f"GET {url} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             assert read_head(sock).startswith(b"HTTP/1.1 200 ")
@@ -160,14 +158,14 @@ def associate(server: Endpoint, targets: Targets) -> None:
 
 def idle(server: Endpoint, targets: Targets) -> None:
     """A connection that rests before it is used."""
-    with socks5(server, CONNECT, targets.tcp, seconds=CLIENT_SECONDS)[0] as sock:
+    with socks5(server, CONNECT, targets.tcp, seconds=SECONDS)[0] as sock:
         time.sleep(IDLE)
         echo(sock, b"after a while")
 
 
 def half_closed(server: Endpoint, targets: Targets) -> None:
     """Everything comes back after the client's FIN, and then the target's FIN."""
-    with socks5(server, CONNECT, targets.tcp, seconds=CLIENT_SECONDS)[0] as sock:
+    with socks5(server, CONNECT, targets.tcp, seconds=SECONDS)[0] as sock:
         sock.sendall(DATA[:5000])
         sock.shutdown(socket.SHUT_WR)
         assert exactly(sock, 5000) == DATA[:5000]
@@ -176,7 +174,7 @@ def half_closed(server: Endpoint, targets: Targets) -> None:
 
 def bulk(server: Endpoint, targets: Targets) -> None:
     """Enough data for splice(2), and no more: a slow machine needs more calls for the same data."""
-    with socks5(server, CONNECT, targets.tcp, seconds=CLIENT_SECONDS)[0] as sock:
+    with socks5(server, CONNECT, targets.tcp, seconds=SECONDS)[0] as sock:
         for _ in range(3):
             echo(sock, DATA)
 

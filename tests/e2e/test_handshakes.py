@@ -31,7 +31,7 @@ def tcp_echo() -> Iterator[TcpEcho]:
 
 def test_silent_clients_and_idle_relays_hold_no_thread(netproxyd: Start, tcp_echo: TcpEcho) -> None:
     daemon = netproxyd(config=CONFIG)
-    before = daemon.threads()
+    before = daemon.threads_at_rest()
     with ExitStack() as stack:
         for number in range(SILENT):
             stack.enter_context(

@@ -19,7 +19,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.peers import CONNECT, Association, Login, Refused, UdpEcho, listen, socks5
 from tests.e2e.seccomp import without_netlink
-from tests.e2e.support import Netproxyd
+from tests.e2e.support import SECONDS, Netproxyd
 
 pytestmark = pytest.mark.e2e
 
@@ -98,8 +98,8 @@ def world(shared_netproxyd: Start, request: pytest.FixtureRequest) -> Iterator[W
             filters.append(without_netlink())
         with closing(listen(SERVER, server.socket)) as four:
             with closing(listen(SERVER6, server.socket)) as six:
-                four.settimeout(20.0)
-                six.settimeout(20.0)
+                four.settimeout(SECONDS)
+                six.settimeout(SECONDS)
                 daemon = shared_netproxyd(
                     config=CONFIG,
                     host=BOX,

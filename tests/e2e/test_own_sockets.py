@@ -31,7 +31,7 @@ from tests.e2e.peers import (
     udp,
 )
 from tests.e2e.seccomp import without_netlink
-from tests.e2e.support import PROCESSES, Netproxyd, program, wait_for
+from tests.e2e.support import PROCESSES, SECONDS, Netproxyd, program, wait_for
 from tests.support.certificates import certificates
 from tests.support.dns import query, question
 
@@ -52,7 +52,6 @@ RULE_NOT_ALLOWED = 2
 """REP of SOCKS5 (RFC 1928 section 6)."""
 REQUEST_REJECTED = 91
 """CD of SOCKS4."""
-SECONDS = 20.0
 
 KINDS = {
     "primary": BOX,

@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.peers import Association, Endpoint, encode
-from tests.e2e.support import START_SECONDS, environment, wait_for
+from tests.e2e.support import SECONDS, environment, wait_for
 from tests.support.sockets import Task
 
 pytest.importorskip("aioquic", reason="aioquic is not installed")
@@ -94,7 +94,7 @@ def server(net: Net, tmp_path: Path) -> Iterator[Endpoint]:
         )
     try:
         match = wait_for(
-            lambda: re.search(r"port (\d+)", log.read_text()), START_SECONDS, "the server listens"
+            lambda: re.search(r"port (\d+)", log.read_text()), SECONDS, "the server listens"
         )
         yield SERVER, int(match[1])
     finally:

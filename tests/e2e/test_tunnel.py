@@ -23,7 +23,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, socks5, udp
-from tests.e2e.support import Netproxyd, environment, program, wait_for
+from tests.e2e.support import SECONDS, Netproxyd, environment, program, wait_for
 from tests.e2e.test_udp_clients import ANSWER, dig, dns_answer
 from tests.support.certificates import certificates
 from tests.support.sockets import Task
@@ -166,7 +166,7 @@ def start(netproxyd: Start, net: Net, ports: str, services: str, **more: Any) ->
     agent = netproxyd(
         config=agent_text(services), make=net.home.socket, preexec_fn=net.home.enter, **more
     )
-    agent.said("tunnel: connected as 'home'", seconds=20)
+    agent.said("tunnel: connected as 'home'")
     for daemon in (bridge, agent):
         daemon.baseline += IDLE_DESCRIPTORS
     return Tunnel(bridge, agent)
@@ -179,14 +179,14 @@ def tunnel(netproxyd: Start, net: Net) -> Iterator[Tunnel]:
     ports = ", ".join(f'"{BRIDGE}:{port}"' for port in all_ports)
     services = ", ".join(f'"{port}": "{HOME}:{str(port).partition("/")[0]}"' for port in all_ports)
     tunnel = start(netproxyd, net, f"[{ports}]", f"{{{services}}}")
-    wait_for(lambda: tunnel.public_ports(net) == 5, 10.0, "the agent's ports are open")
+    wait_for(lambda: tunnel.public_ports(net) == 5, SECONDS, "the agent's ports are open")
     yield tunnel
 
 
 def dial_as_user(net: Net, port: int) -> socket.socket:
     """Connect from the user's namespace to a port of the bridge."""
     sock = net.user.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.settimeout(20)
+    sock.settimeout(SECONDS)
     sock.connect((BRIDGE, port))
     return sock
 
@@ -217,6 +217,8 @@ class _PortSocket(socket.socket):
 
 
 def thread_count(daemon: Netproxyd) -> int:
+    """Return the threads of the first process, which asks its workers with threads of its own."""
+    daemon.status()
     return len(os.listdir(f"/proc/{daemon.process.pid}/task"))
 
 
@@ -247,7 +249,7 @@ PidFile none
     )
     try:
         # ssh does not try again after a reset.
-        wait_for(lambda: served_at(net, SSH), 10.0, "sshd listens")
+        wait_for(lambda: served_at(net, SSH), SECONDS, "sshd listens")
         no_host_key = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
         options = [part for option in no_host_key for part in ("-o", option)]
         login = ["-p", str(SSH), "-i", str(tmp_path / "user"), *options, f"root@{BRIDGE}"]
@@ -257,7 +259,7 @@ PidFile none
             preexec_fn=net.user.enter,
             input=b"x" * 1_000_000,
             capture_output=True,
-            timeout=30,
+            timeout=SECONDS,
         )
         assert done.stdout == b"x" * 1_000_000 + b"done\n", done.stderr
     finally:
@@ -291,7 +293,7 @@ def curl(net: Net, *arguments: str) -> bytes:
         preexec_fn=net.user.enter,
         env=environment(),
         capture_output=True,
-        timeout=30,
+        timeout=SECONDS,
     )
     assert not done.returncode, done.stderr
     return done.stdout
@@ -356,14 +358,14 @@ def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=SECONDS,
         )
         report = json.loads(done.stdout)
         assert not done.returncode and "error" not in report, report.get("error")
         return report["end"]
 
     try:
-        wait_for(lambda: served_at(net, IPERF), 10.0, "iperf3 listens")
+        wait_for(lambda: served_at(net, IPERF), SECONDS, "iperf3 listens")
         yield call
     finally:
         server.terminate()
@@ -425,7 +427,7 @@ def test_socks_through_a_rule_and_the_exit(tunnel: Tunnel, net: Net) -> None:
         UdpEcho(PRINTER, net.home.socket) as first,
         UdpEcho(HOME, net.home.socket) as second,
     ):
-        sock, _ = socks5((BRIDGE, SPS), CONNECT, tcp.address, make=net.user.socket, seconds=20)
+        sock, _ = socks5((BRIDGE, SPS), CONNECT, tcp.address, make=net.user.socket)
         with sock:
             echo(sock, b"hello")
         with Association((BRIDGE, SPS), make=net.user.socket) as client:
@@ -471,20 +473,20 @@ def test_tunnel_recovers_after_the_network_was_cut(netproxyd: Start, net: Net) -
             f'{{"{ECHO}": "{HOME}:{target.address[1]}"}}',
             **short_timeouts,
         )
-        wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open")
+        wait_for(lambda: tunnel.public_ports(net) == 1, SECONDS, "the port is open")
         with dial_as_user(net, ECHO) as sock:
             echo(sock, b"hello")
         before = [thread_count(daemon) for daemon in tunnel]
         for turn in (1, 2):
             net.nat.nft(CUT)
             try:
-                tunnel.bridge.said("agent 'home' disconnected: silent for 3 s", turn, seconds=20)
-                tunnel.agent.said("tunnel: .*silent for 3 s", seconds=20)
+                tunnel.bridge.said("agent 'home' disconnected: silent for 3 s", turn)
+                tunnel.agent.said("tunnel: .*silent for 3 s")
                 assert not tunnel.public_ports(net)
             finally:
                 net.nat.nft("delete table ip cut")
-            tunnel.agent.said("tunnel: connected as 'home'", turn + 1, seconds=20)
-            wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open again")
+            tunnel.agent.said("tunnel: connected as 'home'", turn + 1)
+            wait_for(lambda: tunnel.public_ports(net) == 1, SECONDS, "the port is open again")
             with dial_as_user(net, ECHO) as sock:
                 echo(sock, b"hello")
         after = [thread_count(daemon) for daemon in tunnel]
@@ -506,7 +508,7 @@ def test_tunnel_recovers_after_the_bridge_was_killed(netproxyd: Start, net: Net)
             preexec_fn=net.bridge.enter,
             **short_timeouts,
         )
-        tunnel.agent.said("tunnel: connected as 'home'", 2, seconds=20)
-        wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open again")
+        tunnel.agent.said("tunnel: connected as 'home'", 2)
+        wait_for(lambda: tunnel.public_ports(net) == 1, SECONDS, "the port is open again")
         with dial_as_user(net, ECHO) as sock:
             echo(sock, b"hello")

@@ -18,13 +18,12 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.peers import Association, UdpEcho
-from tests.e2e.support import Netproxyd, program, wait_for
+from tests.e2e.support import SECONDS, Netproxyd, program, wait_for
 from tests.support.certificates import certificates
 
 # A flow goes directly only if the worker that has the client has the agent.
 pytestmark = [pytest.mark.e2e, pytest.mark.any_workers]
 
-SECONDS = 40.0
 BRIDGE, TO_CLIENTS, CLIENT_NAT, TO_HOME, HOME_NAT = (
     *("10.90.0.1", "10.91.1.1", "10.91.1.2"),
     *("10.91.2.1", "10.91.2.2"),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import UdpEcho, exactly, udp
-from tests.e2e.support import LOOPBACK, Netproxyd, environment, wait_for
+from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, environment, wait_for
 from tests.support.certificates import certificates
 from tests.support.interpreters import Interpreter, lowest_and_highest
 from tests.support.ports import free_port
@@ -42,8 +42,6 @@ SHORT_STREAMS, STREAMS_AT_ONCE = 100, 40
 KEPT_CONNECTIONS = 32
 """Idle work connections that are kept for a while after that."""
 
-WAIT_SECONDS = 20.0
-
 
 class Pair(NamedTuple):
     """The daemons of a tunnel, and the public ports of the bridge."""
@@ -55,7 +53,7 @@ class Pair(NamedTuple):
 
     def dial(self) -> socket.socket:
         """Connect to the public TCP port."""
-        return socket.create_connection((LOOPBACK, self.tcp), WAIT_SECONDS)
+        return socket.create_connection((LOOPBACK, self.tcp), SECONDS)
 
 
 def bridge_text(tls: bool, tcp: int, udp: int) -> str:
@@ -93,11 +91,11 @@ def start(
     services = f'{{"{tcp}": "{tcp_target}", "{udp}/udp": "{udp_target}"}}'
     text = agent_text(tls, bridge.tcp_ports[1], services)
     agent = netproxyd(config=text, **(agent_options or {}))
-    agent.said("tunnel: connected as 'home'", seconds=WAIT_SECONDS)
+    agent.said("tunnel: connected as 'home'", seconds=SECONDS)
     for daemon in (bridge, agent):
         daemon.baseline += IDLE_DESCRIPTORS
     pair = Pair(bridge, agent, tcp, udp)
-    wait_for(lambda: _answers(pair), WAIT_SECONDS, "the port is open")
+    wait_for(lambda: _answers(pair), SECONDS, "the port is open")
     return pair
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import UdpEcho, udp
-from tests.e2e.support import Netproxyd, wait_for
+from tests.e2e.support import SECONDS, Netproxyd, wait_for
 from tests.e2e.test_tunnel import (
     AGENTS,
     BRIDGE,
@@ -37,7 +37,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 __all__ = ["net"]
 
-SECONDS = 30.0
 BLOCKED = f"""
 table ip blocked {{ chain out {{
     type filter hook forward priority -10;

@@ -257,6 +257,8 @@ def test_clients_are_served_while_a_thousand_handshakes_are_unfinished(
     # Threads and memory that the first client of each kind needs are no leak.
     for client in GOOD_CLIENTS:
         client(**peers)
+    # The parent of workers has then asked them, which takes threads.
+    daemon.status()
     before = Usage(daemon)
     with UnfinishedClients(daemon) as unfinished:
         for number in range(UNFINISHED):

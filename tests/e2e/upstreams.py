@@ -25,7 +25,7 @@ from typing import Callable
 import pytest
 
 from tests.e2e.peers import REPLY_SECONDS, Endpoint, exactly, listen
-from tests.e2e.support import LOOPBACK, START_SECONDS, environment, program
+from tests.e2e.support import LOOPBACK, SECONDS, environment, program
 from tests.support.certificates import certificates
 from tests.support.ports import free_port
 
@@ -138,7 +138,7 @@ class Programs:
                 start_new_session=True,
             )
         self._stack.callback(_end, process)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + SECONDS
         while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 output_text = log.read_text("utf-8", "replace")
@@ -257,7 +257,7 @@ def ssh(programs: Programs) -> str:
         (keygen, "-q", "-t", "ed25519", "-N", "", "-f", "key"),
         cwd=directory,
         check=True,
-        timeout=START_SECONDS,
+        timeout=SECONDS,
     )
     config = programs.write("sshd.conf", SSHD.format(directory=directory, port=server_port))
     programs.start(server_port, sshd, "-D", "-e", "-f", config)

@@ -26,7 +26,7 @@ from netproxy.ctl.convert.command import convert
 from netproxy.ctl.convert.source import read_source
 from tests.e2e.namespaces import Namespace, hosts
 from tests.e2e.peers import encode, exactly, read_address
-from tests.e2e.support import ROOT, SECONDS, START_SECONDS, program, wait_for
+from tests.e2e.support import ROOT, SECONDS, program, wait_for
 from tests.e2e.support import environment
 
 OLD_PORT, NEW_PORT = 1081, 1082
@@ -141,7 +141,7 @@ class Rig:
             assert process.poll() is None, path.read_text("utf-8", "replace")
             return self.inside(lambda: _listens(port))
 
-        wait_for(is_ready, START_SECONDS, f"{command[0]} listens on {port}")
+        wait_for(is_ready, SECONDS, f"{command[0]} listens on {port}")
 
     def convert(self, form: str, path: str, edit: Callable[[str], str] = str) -> str:
         """Convert a file, let netproxyd serve it on NEW_PORT, and return the configuration.

@@ -16,9 +16,9 @@ from typing import Callable, Iterator, NamedTuple
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5, uot
 from tests.support.relays import Running
-from tests.support.sockets import Task, read_exactly, server
+from tests.support.sockets import SECONDS, Task, read_exactly, server
 
-PATIENCE = 30.0
+PATIENCE = SECONDS
 """Seconds for what should happen at once."""
 DATA = random.Random(5).randbytes(1 << 20)
 """More than the buffers of a relay, so that it takes a thread and a pipe."""

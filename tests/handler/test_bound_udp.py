@@ -22,7 +22,7 @@ from netproxy.relay.table.policy import NatPolicy
 from netproxy.relay.quota import SessionLimits
 from tests.handler.test_stream_udp import ACCEPTED, Rig, echo, make_rig, path, request
 from tests.support.handlers import LOCALHOST, Conversation
-from tests.support.sockets import HAS_IPV6, address_of, udp, wait_until
+from tests.support.sockets import HAS_IPV6, SECONDS, address_of, udp, wait_until
 from tests.support.upstreams import FakeConn, FakeDialer
 
 ASKS = b"Connect-UDP-Bind: ?1"
@@ -181,7 +181,7 @@ def test_malformed_capsule_ends_the_stream_and_is_counted(data: bytes) -> None:
         begin(client)
         client.send(data)
         rig.counts.wait_for("drops", "malformed")
-        client.socket.settimeout(5)
+        client.socket.settimeout(SECONDS)
         assert client.read(64) in (b"", ALL_ACK)
 
 

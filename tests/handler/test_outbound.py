@@ -21,7 +21,7 @@ from netproxy.observe.metrics import Counters
 from tests.support.accounts import account_book, free_account
 from tests.support.flows import OneUpstream, tcp_to
 from tests.support.handlers import PIPE_LIMITS, RecordingDialer, RecordingLog
-from tests.support.sockets import reset, tcp_pair
+from tests.support.sockets import SECONDS, reset, tcp_pair
 
 TARGET = Address("192.0.2.7", 80)
 
@@ -144,7 +144,7 @@ def test_dial_of_a_client_that_resets_is_closed_and_recorded(rig: Rig, pairs: Pa
     reset(pairs[1])
     poll = select.poll()
     poll.register(rig.client.socket, 0)
-    assert poll.poll(5000)
+    assert poll.poll(SECONDS * 1000)
     with pytest.raises(ClientLeft) as raised:
         rig.proceed(rig.client.socket)
     with pytest.raises(ClientLeft):

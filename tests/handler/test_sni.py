@@ -106,10 +106,10 @@ def seen_of(*pieces: bytes) -> FirstBytes:
             for piece in pieces:
                 far.sendall(piece)
                 assert need is stream
-                stream.wait(1)
+                stream.wait(SECONDS)
                 need = steps.send(stream.read_ahead())
             far.shutdown(socket.SHUT_WR)
-            stream.wait(1)
+            stream.wait(SECONDS)
             steps.send(stream.read_ahead())
         except StopIteration:
             assert b"".join(pieces).startswith(stream.unread())

@@ -104,7 +104,7 @@ def seen_of(*pieces: bytes) -> SeenName | None:
             for piece in pieces:
                 far.sendall(piece)
                 assert need is stream
-                stream.wait(1)
+                stream.wait(SECONDS)
                 need = steps.send(stream.read_ahead())
         except StopIteration as end:
             seen: SeenName | None = end.value.seen
@@ -148,7 +148,7 @@ def test_looks_at_dripping_lines_are_bounded() -> None:
                 far.sendall(piece)
                 sent += piece
                 assert need is stream
-                stream.wait(1)
+                stream.wait(SECONDS)
                 need = steps.send(stream.read_ahead())
         assert end.value.value.seen is None
         assert stream.unread() == sent

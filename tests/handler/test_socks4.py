@@ -8,6 +8,7 @@ from netproxy.errors import LimitError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from tests.support.handlers import Conversation, HandlerDependencies, check_relay
+from tests.support.sockets import SECONDS
 
 TARGET = Address("192.0.2.1", 80)
 CONNECT = b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0"
@@ -155,7 +156,7 @@ def test_reply_comes_after_the_dial() -> None:
     dependencies.dialer.gate.clear()
     with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT)
-        assert dependencies.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(SECONDS)
         assert client.silent()
         dependencies.dialer.gate.set()
         with dependencies.dialer.target() as target:

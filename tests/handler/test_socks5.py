@@ -359,7 +359,7 @@ def test_reply_comes_after_the_dial() -> None:
     with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + CONNECT)
         client.expect(ANONYMOUS)
-        assert dependencies.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(SECONDS)
         assert client.silent()
         dependencies.dialer.gate.set()
         with dependencies.dialer.target() as target:
@@ -422,7 +422,7 @@ def test_client_that_leaves_during_the_dial_leaves_nothing_open() -> None:
     with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + CONNECT)
         client.expect(ANONYMOUS)
-        assert dependencies.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(SECONDS)
         client.close()
         dependencies.dialer.gate.set()
         with dependencies.dialer.target() as target:

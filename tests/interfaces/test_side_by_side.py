@@ -13,7 +13,7 @@ from netproxy.errors import DeadlineError, EndOfStream, ProtocolError
 from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.net.stream import Stream, complete
-from tests.support.sockets import tcp_pair
+from tests.support.sockets import SECONDS, tcp_pair
 
 
 class Sides(NamedTuple):
@@ -98,7 +98,7 @@ def test_other_does_not_go_on_behind_the_end_of_main(sides: Sides) -> None:
     for stream in (sides.main, sides.other):
         poll = select.poll()
         poll.register(stream.socket, select.POLLIN)
-        assert poll.poll(5000)
+        assert poll.poll(SECONDS * 1000)
     main = read_lines(sides.main, 1, lines, no_call)
     other = ignore_result(read_lines(sides.other, 1, lines, no_call))
     assert complete(side_by_side(main, other)) == "done"

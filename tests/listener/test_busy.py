@@ -15,7 +15,14 @@ from netproxy.interfaces.connections import Handshake, Stream
 from netproxy.listener import busy, poller
 from netproxy.listener import tcp as tcp_module
 from netproxy.listener.tcp import TcpListener
-from tests.support.sockets import Task, nothing_comes, read_exactly, read_to_end, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    Task,
+    nothing_comes,
+    read_exactly,
+    read_to_end,
+    wait_until,
+)
 from tests.support.tcp import TcpRig
 
 POLLER = "poller"
@@ -188,7 +195,7 @@ def test_stop_of_an_activation_socket_that_the_poller_has(
         Task(rig.listener.stop).result()
         assert descriptor not in rig.poller._watches and not rig.listener.thread.is_alive()
         rig.close()
-        with socket.create_connection(activated.getsockname(), 5):
+        with socket.create_connection(activated.getsockname(), SECONDS):
             activated.accept()[0].close()
 
 
@@ -199,18 +206,18 @@ def test_connections_that_the_kernel_has_accepted_are_served_when_it_stops(
 
     def verify_request(request: Any, client: Any) -> bool:  # Any: as in TcpListener
         held.set()
-        return may_go_on.wait(5)
+        return may_go_on.wait(SECONDS)
 
     lent.listener.verify_request = verify_request  # type: ignore[method-assign]
     socks = [lent.connect() for _ in range(4)]
-    assert held.wait(5)
+    assert held.wait(SECONDS)
     del lent.listener.verify_request
     lent.admission.inside.append("127.0.0.1")  # for the first, which was not counted in
     stopping = threading.Thread(target=lent.listener.stop)
     stopping.start()
     wait_until(lambda: len(names.began) == 4)
     may_go_on.set()
-    stopping.join(5)
+    stopping.join(SECONDS)
     assert not stopping.is_alive()
     assert all(read_exactly(sock, 6) == b"served" for sock in socks)
 
@@ -245,11 +252,11 @@ def test_bytes_that_came_before_the_accept_are_read_at_once(lent: TcpRig, names:
     def verify_request(request: Any, client: Any) -> bool:  # Any: as in TcpListener
         held.set()
         lent.admission.enter("127.0.0.1")
-        return may_go_on.wait(5)
+        return may_go_on.wait(SECONDS)
 
     lent.listener.verify_request = verify_request  # type: ignore[method-assign]
     socks = [lent.connect() for _ in range(3)]
-    assert held.wait(5)
+    assert held.wait(SECONDS)
     socks[0].sendall(b"whole\n")
     socks[1].sendall(b"ha")
     may_go_on.set()

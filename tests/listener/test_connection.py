@@ -27,7 +27,7 @@ from netproxy.listener import handshake_driver as driver_module
 from netproxy.listener.handshake_driver import Connection, Serving
 from netproxy.net.stream import Stream
 from tests.support.doubles import Counts, Lines
-from tests.support.sockets import nothing_comes, tcp_pair
+from tests.support.sockets import SECONDS, nothing_comes, tcp_pair
 
 CLIENT = Address("192.0.2.1", 5)
 
@@ -103,7 +103,7 @@ class Driver:
         self.peer.sendall(data)
         poll = select.poll()
         poll.register(self.stream.socket, select.POLLIN)
-        assert poll.poll(5000)
+        assert poll.poll(SECONDS * 1000)
 
     def step(self) -> None:
         """Do what the poller does after an event on the connection's socket."""

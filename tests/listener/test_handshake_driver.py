@@ -15,7 +15,14 @@ from netproxy.errors import ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream, Wait
 from netproxy.listener import poller as poller_module
-from tests.support.sockets import nothing_comes, read_exactly, read_to_end, reset, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    nothing_comes,
+    read_exactly,
+    read_to_end,
+    reset,
+    wait_until,
+)
 from tests.support.tcp import TcpRig
 
 POLLER, POOL = "poller", "connection-"
@@ -55,7 +62,7 @@ class Lines:
     def _block(self, line: bytes) -> None:
         self.blocked.append(threading.current_thread().name)
         if line == b"wait\n":
-            assert self.may_go_on.wait(5)
+            assert self.may_go_on.wait(SECONDS)
 
 
 Start = Callable[..., tuple[TcpRig, Lines]]

@@ -13,7 +13,7 @@ from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.listener import poller as poller_module
 from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
-from tests.support.sockets import wait_until
+from tests.support.sockets import SECONDS, wait_until
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -40,7 +40,7 @@ class Owner:
 
     def is_woken(self) -> bool:
         """Wait until it was woken."""
-        return self._woken.wait(5)
+        return self._woken.wait(SECONDS)
 
 
 def wait_for(*sockets: socket.socket, seconds: float | None = None, idle: bool = False) -> Wait:

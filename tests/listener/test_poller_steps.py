@@ -16,7 +16,7 @@ from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.listener import poller as poller_module
 from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
-from tests.support.sockets import wait_until
+from tests.support.sockets import SECONDS, wait_until
 
 Pair = tuple[socket.socket, socket.socket]
 Answer = Callable[[int, int], Wait | None]
@@ -85,7 +85,7 @@ def echoing(stepper: Stepper, *sockets: socket.socket, **options: Any) -> Wait:
 
 
 def ask(sock: socket.socket, byte: bytes = b"x") -> None:
-    sock.settimeout(5)
+    sock.settimeout(SECONDS)
     sock.send(byte)
     assert sock.recv(1) == byte
 
@@ -143,7 +143,7 @@ class TestSameWait:
         stepper = Stepper()
         wait = echoing(stepper, ours, seconds=0.3, fixed=True)
         poller.watch(wait, stepper)
-        theirs.settimeout(5)
+        theirs.settimeout(SECONDS)
         for _ in range(200):
             if stepper.wakes:
                 break
@@ -300,7 +300,7 @@ class TestEnd:
         both_sent = threading.Event()
 
         def answer(descriptor: int, events: int) -> None:
-            assert both_sent.wait(5)
+            assert both_sent.wait(SECONDS)
             closing(first, second)(descriptor, events)
 
         stepper.answer = answer

@@ -11,7 +11,7 @@ from netproxy.listener import pool as pool_module
 from netproxy.listener.pool import ThreadPool
 from tests.support.doubles import Lines
 from tests.support.pools import Gate
-from tests.support.sockets import Task, wait_until
+from tests.support.sockets import SECONDS, Task, wait_until
 
 NAME = "pool-under-test"
 
@@ -42,7 +42,7 @@ def run(pool: ThreadPool) -> threading.Thread:
         done.set()
 
     assert pool.submit(task)
-    assert done.wait(5)
+    assert done.wait(SECONDS)
     wait_until(lambda: not pool.busy)
     return threads[0]
 
@@ -150,7 +150,7 @@ class TestNoThread:
         assert pool.submit(done.set)
         monkeypatch.undo()
         gate.let_go()
-        assert done.wait(5)
+        assert done.wait(SECONDS)
 
 
 class TestHasRoom:
@@ -186,7 +186,7 @@ class TestHasRoom:
         assert not pool.submit(done.set) and pool.submit(done.set, urgent=True)
         assert log.of("limited") == [f"{NAME} pool: all threads are busy"]
         gate.let_go()
-        assert done.wait(5)
+        assert done.wait(SECONDS)
 
 
 class TestStop:
@@ -222,7 +222,7 @@ class TestStop:
         pool = make(1)
         pool.submit(gate)
         gate.wait_for(1)
-        Task(pool.stop, 0.01).result(2)
+        Task(pool.stop, 0.01).result()
         assert pool.threads == 1
 
     def test_second_stop_does_no_harm(self, make: Make) -> None:
@@ -267,7 +267,7 @@ def test_clients_take_turns_while_all_threads_are_busy(make: Make, gate: Gate) -
 
         assert pool.submit(task, urgent=True, client=host)
     gate.let_go()
-    assert all_done.wait(5)
+    assert all_done.wait(SECONDS)
     # An IPv6 network is one client; a client's own tasks keep their order.
     assert order == [0, 5, 6, 1, 10, 7, 2, 8, 3, 9, 4]
     wait_until(lambda: not pool.busy)

@@ -11,7 +11,7 @@ from netproxy.listener import pool as pool_module
 from netproxy.listener.pool import ThreadPool
 from tests.support.doubles import Lines
 from tests.support.pools import Gate
-from tests.support.sockets import wait_until
+from tests.support.sockets import SECONDS, wait_until
 
 NAME = "pool-under-test"
 
@@ -68,7 +68,7 @@ def test_stalled_task_gets_a_thread(make: Make, gate: Gate) -> None:
     gate.wait_for(2)
     done = threading.Event()
     assert pool.submit(done.set)
-    assert done.wait(1)
+    assert done.wait(SECONDS)
     wait_until(lambda: pool.busy == 2 and pool.threads == 3)
 
 
@@ -78,7 +78,7 @@ def test_many_stalled_tasks_get_threads_at_once(make: Make, gate: Gate, more: in
     submit_gates(pool, gate, 2)
     gate.wait_for(2)
     submit_gates(pool, gate, more)
-    gate.wait_for(2 + more, 1.0)
+    gate.wait_for(2 + more)
     wait_until(lambda: pool.threads == pool.busy == 2 + more)
 
 
@@ -86,7 +86,7 @@ def test_each_further_stalled_task_gets_a_thread(make: Make, gate: Gate) -> None
     pool = make(6)
     for number in range(1, 7):
         submit_gates(pool, gate, 1)
-        gate.wait_for(number, 1.0)
+        gate.wait_for(number)
     wait_until(lambda: pool.threads == 6)
 
 
@@ -94,7 +94,7 @@ def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate:
     pool = make(4, 3)
     submit_gates(pool, gate, 7)
     assert not pool.submit(gate)
-    gate.wait_for(4, 1.0)
+    gate.wait_for(4)
     assert pool.submit(gate, urgent=True)
     assert (pool.threads, pool.busy, gate.running) == (4, 8, 4)
     gate.let_go()
@@ -124,7 +124,7 @@ def test_clients_take_turns_below_the_limit(
 def test_stall_thread_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
     pool = make(4, 10)
     submit_gates(pool, gate, 8)
-    gate.wait_for(4, 1.0)
+    gate.wait_for(4)
     assert len(stall_threads()) == 1
     gate.let_go()
     gate.wait_for(8)
@@ -135,10 +135,10 @@ def test_stall_thread_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
 def test_stall_thread_starts_again_with_the_next_stall(make: Make, gate: Gate) -> None:
     pool = make(8)
     submit_gates(pool, gate, 3)
-    gate.wait_for(3, 1.0)
+    gate.wait_for(3)
     wait_until(lambda: not stall_threads())
     submit_gates(pool, gate, 2)
-    gate.wait_for(5, 1.0)
+    gate.wait_for(5)
     wait_until(lambda: not stall_threads())
     assert pool.threads == 5
 
@@ -146,10 +146,10 @@ def test_stall_thread_starts_again_with_the_next_stall(make: Make, gate: Gate) -
 def test_stall_thread_ends_with_the_pool(make: Make, gate: Gate) -> None:
     pool = make(3, 10)
     submit_gates(pool, gate, 8)
-    gate.wait_for(3, 1.0)
+    gate.wait_for(3)
     assert len(stall_threads()) == 1
     pool.stop(0)
-    wait_until(lambda: not stall_threads(), 1.0)
+    wait_until(lambda: not stall_threads())
     assert gate.running == 3
 
 
@@ -169,4 +169,4 @@ def test_stalled_task_waits_for_a_running_thread_if_no_other_can_start(
     monkeypatch.undo()
     assert log.of("limited") == [f"{NAME} pool: cannot start another thread"] and pool.threads == 2
     gate.let_go()
-    assert done.wait(5)
+    assert done.wait(SECONDS)

@@ -21,6 +21,7 @@ from netproxy.listener.sockets.accept_wait import SharedAcceptWait
 from netproxy.listener.tcp import TcpListener
 from tests.support.sockets import (
     HAS_IPV6,
+    SECONDS,
     Task,
     nothing_comes,
     read_exactly,
@@ -200,7 +201,7 @@ class TestAdmission:
         rig.configure(OnThread())
         rig.listener.start()
         may_end = threading.Event()
-        assert rig.pool.submit(lambda: may_end.wait(5))
+        assert rig.pool.submit(lambda: may_end.wait(SECONDS))
         socks = [rig.connect() for _ in range(3)]
         assert all(nothing_comes(sock) for sock in socks)
         rig.log.wait_for("all threads are busy")
@@ -290,7 +291,7 @@ class TestStop:
         # The accepting thread is busy with the first, so that the others wait in the backlog.
         rig.listener.verify_request = verify_request  # type: ignore[method-assign]
         socks = [rig.connect() for _ in range(4)]
-        assert accepting.wait(5)
+        assert accepting.wait(SECONDS)
         del rig.listener.verify_request
         rig.admission.inside.append("127.0.0.1")  # for the first, which was not counted in
         rig.listener.stop()
@@ -362,7 +363,7 @@ class TestSocketserver:
     def test_shutdown_ends_the_thread_of_start(self, rig: TcpRig) -> None:
         sock = rig.ask()
         Task(rig.listener.shutdown).result()
-        rig.listener.thread.join(5)
+        rig.listener.thread.join(SECONDS)
         assert not rig.listener.thread.is_alive()
         assert nothing_comes(sock) and rig.listener.live == 1
 

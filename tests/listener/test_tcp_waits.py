@@ -11,7 +11,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Handshake, Stream, Wait
 from netproxy.listener import poller as poller_module
 from netproxy.net.stream import complete
-from tests.support.sockets import nothing_comes, read_to_end, reset, wait_until
+from tests.support.sockets import SECONDS, nothing_comes, read_to_end, reset, wait_until
 from tests.support.tcp import TcpRig
 
 
@@ -111,7 +111,7 @@ def test_busy_pool_does_not_end_a_waiting_connection(make: Callable[..., TcpRig]
     sock = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
     may_end = threading.Event()
-    rig.pool.submit(lambda: may_end.wait(5))
+    rig.pool.submit(lambda: may_end.wait(SECONDS))
     sock.send(b"x")
     assert nothing_comes(sock)
     may_end.set()

@@ -14,7 +14,7 @@ from netproxy.listener.udp import UdpListener
 from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.doubles import Counts, Lines
-from tests.support.sockets import udp
+from tests.support.sockets import SECONDS, udp
 
 LOCALHOST = Address("127.0.0.1", 0)
 
@@ -126,5 +126,5 @@ def test_new_handler_gets_the_next_datagrams(rig: Rig) -> None:
     rig.listener.handler = New()
     with udp() as client:
         client.sendto(b"y", (*rig.listener.address,))
-        assert seen.wait(5)
+        assert seen.wait(SECONDS)
     assert old.threads

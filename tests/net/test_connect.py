@@ -29,7 +29,7 @@ from tests.support.sockets import (
 needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
 
 
-def reason(addresses: Sequence[Address], seconds: float = 2.0) -> Reason:
+def reason(addresses: Sequence[Address], seconds: float = SECONDS) -> Reason:
     with pytest.raises(DialError) as caught:
         connect(addresses, seconds)
     return caught.value.reason

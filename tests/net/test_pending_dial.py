@@ -14,21 +14,21 @@ from netproxy.interfaces.addresses import Address
 from netproxy.net import connect as connect_module, syscalls
 from netproxy.net.connect import PendingDial
 from netproxy.net.socket_options import SocketOptions
-from tests.support.sockets import HAS_IPV6, address_of, black_hole, listen, refusing, reset
+from tests.support.sockets import HAS_IPV6, SECONDS, address_of, black_hole, listen, refusing, reset
 
 HOSTS = [
     "127.0.0.1",
     pytest.param("::1", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")),
 ]
 # Seconds of a dial that succeeds, and of one that times out.
-NEAR, FAR = 5.0, 0.1
+NEAR, FAR = SECONDS, 0.1
 
 
 def wait_for_event(pending: PendingDial, events: int = select.POLLOUT) -> None:
     """Wait until the kernel tells of an event."""
     poll = select.poll()
     poll.register(pending.socket, events)
-    assert poll.poll(5000)
+    assert poll.poll(SECONDS * 1000)
 
 
 def failure(pending: PendingDial) -> DialError:

@@ -16,6 +16,7 @@ from netproxy.errors import DeadlineError, EndOfStream, LimitError, StreamError
 from netproxy.net import stream as stream_module
 from netproxy.net.stream import RECEIVE, Stream, complete
 from tests.support.sockets import (
+    SECONDS,
     Task,
     is_reset,
     nothing_comes,
@@ -42,7 +43,7 @@ def wait_readable(stream: Stream) -> None:
     """Wait until something of the peer has come."""
     poll = select.poll()
     poll.register(stream.socket, select.POLLIN)
-    assert poll.poll(5000)
+    assert poll.poll(SECONDS * 1000)
 
 
 def bytes_in_kernel(stream: Stream) -> int:

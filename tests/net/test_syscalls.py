@@ -16,7 +16,16 @@ import pytest
 from netproxy.interfaces.sockets import StreamSocket
 from netproxy.net import syscalls
 from netproxy.net.tls_socket import TlsSocket
-from tests.support.sockets import HAS_IPV6, Task, listen, read_to_end, refusing, reset, tcp_pair
+from tests.support.sockets import (
+    HAS_IPV6,
+    SECONDS,
+    Task,
+    listen,
+    read_to_end,
+    refusing,
+    reset,
+    tcp_pair,
+)
 
 HOSTS = [
     "127.0.0.1",
@@ -61,7 +70,7 @@ Pair = tuple[socket.socket, socket.socket]
 def wait_for(sock: socket.socket, events: int = select.POLLIN) -> None:
     poll = select.poll()
     poll.register(sock, events)
-    assert poll.poll(5000)
+    assert poll.poll(SECONDS * 1000)
 
 
 def code_of(call: Callable[..., object], *arguments: object) -> int | None:
@@ -256,7 +265,7 @@ def waiting(host: str) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Yield a listener that does not block, and a client that it has not accepted."""
     with (
         listen(host) as listening,
-        socket.create_connection(listening.getsockname()[:2], 5) as client,
+        socket.create_connection(listening.getsockname()[:2], SECONDS) as client,
     ):
         listening.setblocking(False)
         wait_for(listening)

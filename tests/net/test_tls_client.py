@@ -32,8 +32,7 @@ from tests.support.sockets import SECONDS, Task, reset, tcp_pair
 MEGABYTE = 1 << 20
 RECORD = 16384
 """Bytes in clear of the longest record."""
-LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
-NEVER_IDLE = PipeLimits(idle=60.0, half_close=60.0)
+LIMITS = PipeLimits(idle=10 * SECONDS, half_close=10 * SECONDS)
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 
@@ -661,8 +660,7 @@ class TestRelay:
         self, pem: Certificates, depth: int
     ) -> None:
         """A server that waits for our alert sends no FIN: the descriptor tells nothing."""
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
-            ends.client.sock.settimeout(1.0)
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             ends.far.sock.sendall(ends.far.seal(b"last") + ends.far.ending())
             assert ends.client.read(4) == b"last"
             assert ends.client.read_to_end() == b""
@@ -671,7 +669,7 @@ class TestRelay:
     def test_alert_behind_more_data_than_the_client_takes_ends_the_direction(
         self, pem: Certificates, depth: int
     ) -> None:
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             sending = Task(
                 ends.far.sock.sendall, ends.far.seal(bulk(16 * MEGABYTE)) + ends.far.ending()
             )
@@ -683,8 +681,7 @@ class TestRelay:
         self, pem: Certificates, depth: int, ended: int
     ) -> None:
         """A hop before the last one ends its TLS; the inner layers have no alert."""
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
-            ends.client.sock.settimeout(1.0)
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             ends.far.sock.sendall(ends.far.seal(b"last") + ends.far.ending(ended))
             assert ends.client.read(4) == b"last"
             assert ends.client.read_to_end() == b""
@@ -693,7 +690,7 @@ class TestRelay:
     def test_alert_after_the_last_data_ends_the_direction(
         self, pem: Certificates, depth: int
     ) -> None:
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             ends.far.send(b"last")
             assert ends.client.read(4) == b"last"
             ends.far.sock.sendall(ends.far.ending())
@@ -758,14 +755,14 @@ class TestNesting:
     def test_nested_tls_carries_four_megabytes_in_each_direction(
         self, pem: Certificates, depth: int
     ) -> None:
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             exchange(ends, 4 * MEGABYTE, 4 * MEGABYTE)
 
     @pytest.mark.parametrize("up, down", [(4 * MEGABYTE, 0), (0, 4 * MEGABYTE)])
     def test_nested_tls_carries_four_megabytes_in_one_direction(
         self, pem: Certificates, up: int, down: int
     ) -> None:
-        with relayed(pem, layers(pem, 3), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, 3), LIMITS) as ends:
             exchange(ends, up, down)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -775,7 +772,7 @@ class TestNesting:
     ) -> None:
         """Many inner records share an outer one, so that one receive brings all of them."""
         size = min(300_000, record * 6000)
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             exchange(ends, size, size, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -789,7 +786,7 @@ class TestNesting:
 
         With 22 bytes less the record, with header, type and tag, fits into one of the next layer.
         """
-        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, depth), LIMITS) as ends:
             exchange(ends, 40 * record, 40 * record, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -823,7 +820,7 @@ class TestNesting:
 
     def test_server_that_does_not_read_stops_one_direction_only(self, pem: Certificates) -> None:
         """Hazard 85.  Once it reads, all bytes arrive."""
-        with relayed(pem, layers(pem, 3), NEVER_IDLE) as ends:
+        with relayed(pem, layers(pem, 3), LIMITS) as ends:
             size = 16 * MEGABYTE
             sending = Task(ends.client.exchange, bulk(size), RECORD, 0)
             ends.far.send(b"x" * 100)

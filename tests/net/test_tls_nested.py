@@ -15,7 +15,7 @@ from netproxy.net.syscalls import ROOM
 from netproxy.net.tls_socket import LayeredCalls, TlsSocket
 from netproxy.relay.direction import Direction
 from tests.support.certificates import Certificates, certificates
-from tests.support.sockets import read_to_end, tcp_pair
+from tests.support.sockets import SECONDS, read_to_end, tcp_pair
 
 DATA = random.Random(9).randbytes(50_000)
 
@@ -148,7 +148,7 @@ def test_direction_whose_reads_are_small_moves_again_without_an_event(lease: int
     with nested(certificates()) as both, tcp_pair() as (near, far):
         near.setblocking(False)
         both.send(DATA)
-        select.select([both.wire], [], [], 5)
+        select.select([both.wire], [], [], SECONDS)
         direction = Direction(both.receiver, near, SmallPace(lease), False, both.receiver)
         received = b""
         direction.move()

@@ -19,9 +19,9 @@ from netproxy.observe.incidents import Incidents
 from netproxy.observe.log import Log
 from netproxy.observe.writing.repeats import LIMITED_KEYS
 from netproxy.observe.records import CALLS_LIMIT, LineFormat, access_fields, access_text, as_text
+from tests.support.sockets import SECONDS
 
 # Seconds for the thread that writes.
-SECONDS = 30.0
 EVIL = "a\r\nb\tc\0d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj\u202ek\u200bl\u2066m\ufeffn"
 SAFE = r"a\r\nb\tc\x00d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj\u202ek\u200bl\u2066m\ufeffn"
 RECORD = Record(

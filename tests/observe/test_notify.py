@@ -10,6 +10,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.observe import notify
+from tests.support.sockets import SECONDS
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -25,7 +26,7 @@ def manager(
             # The kernel chooses an abstract name.
             sock.bind("")
             monkeypatch.setenv("NOTIFY_SOCKET", "@" + sock.getsockname()[1:].decode())
-        sock.settimeout(5)
+        sock.settimeout(SECONDS)
         yield sock
 
 

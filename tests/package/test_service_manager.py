@@ -17,7 +17,7 @@ import pytest
 from tests.support.ports import reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Managed:

@@ -27,7 +27,8 @@ from netproxy.protocol.http1 import (
     read_request,
     read_response,
 )
-from tests.support.alarms import PATIENCE, stuck_after
+from tests.support.alarms import stuck_after
+from tests.support.sockets import SECONDS
 from tests.support.readers import BytesReader, check_read
 
 HOST = (b"Host", b"proxy.example")
@@ -476,7 +477,7 @@ def test_request_with_a_body_is_answered_400(field: tuple[bytes, bytes]) -> None
     ],
 )
 def test_target_is_read_in_linear_time(hostile: bytes) -> None:
-    with stuck_after(PATIENCE), pytest.raises(HttpError):
+    with stuck_after(SECONDS), pytest.raises(HttpError):
         parse_target(get(hostile))
 
 
@@ -515,7 +516,7 @@ def test_other_response_is_refused_with_its_status_and_error(
     ],
 )
 def test_proxy_status_is_read_in_linear_time(hostile: bytes) -> None:
-    with stuck_after(PATIENCE), pytest.raises(ProtocolError):
+    with stuck_after(SECONDS), pytest.raises(ProtocolError):
         check_response(HttpResponse(1, 502, b"", [(b"Proxy-Status", hostile)]))
 
 

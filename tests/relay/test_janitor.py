@@ -10,6 +10,7 @@ import pytest
 from netproxy.relay import janitor as janitor_module
 from netproxy.relay.janitor import SWITCH_SECONDS, Janitor, switch_interval
 from tests.support.doubles import Lines
+from tests.support.sockets import SECONDS
 
 
 class Table:
@@ -94,7 +95,7 @@ def test_janitor_sweeps_until_it_is_stopped(log: Lines, monkeypatch: pytest.Monk
     janitor.register(broken)
     janitor.register(good)
     janitor.start()
-    assert good.swept.wait(5)
+    assert good.swept.wait(SECONDS)
     janitor.stop()
     assert not janitor.thread.is_alive()
 

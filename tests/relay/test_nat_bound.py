@@ -14,6 +14,7 @@ from netproxy.relay.entry import EntryState
 from netproxy.relay.nat import RETRY_SECONDS
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, NatRig, conn_of
+from tests.support.sockets import SECONDS
 from tests.support.upstreams import FakeConn, FakeDialer, FakePool
 
 FIRST, SECOND, THIRD = "198.51.100.1:9000", "198.51.100.2:9000", "198.51.100.3:9000"
@@ -166,7 +167,7 @@ class TestBound:
         client, ends = self.bound(rig)
         [mapping] = client.mappings.values()
         conn_of(mapping.session).shutdown()
-        assert conn_of(mapping.session).closed.wait(5)
+        assert conn_of(mapping.session).closed.wait(SECONDS)
         assert ends.count == 1 and not len(rig.table)
 
     def test_target_with_another_upstream_ends_it(self, rig: NatRig) -> None:

@@ -17,6 +17,7 @@ from netproxy.relay.client import Client
 from netproxy.relay.entry import ONE_WAY_SECONDS
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
+from tests.support.sockets import SECONDS
 from tests.support.upstreams import FakeDialer
 
 
@@ -84,7 +85,7 @@ class TestEviction:
         assert not rig.table.entries and not len(rig.table)
         assert not conn_of(entry.session).shut.is_set() and not rig.records.records
         close()
-        assert conn_of(entry.session).closed.wait(5)
+        assert conn_of(entry.session).closed.wait(SECONDS)
 
     def test_evicted_session_is_counted_and_recorded_once(self, rig: NatRig) -> None:
         entry = rig.opened(rig.client())
@@ -107,7 +108,7 @@ class TestEviction:
         rig.send(entry, b"x")
         rig.table.end("association")
         rig.workers.run()
-        assert rig.dialer.conns[0].closed.wait(5)
+        assert rig.dialer.conns[0].closed.wait(SECONDS)
         assert not rig.dialer.conns[0].sent
         assert rig.waiting() == 0
 
@@ -120,7 +121,7 @@ class TestEviction:
         rig.table.end("association")
         rig.workers.run()
         assert rig.waiting() == 0
-        assert conn_of(entry.session).closed.wait(5)
+        assert conn_of(entry.session).closed.wait(SECONDS)
 
     def test_session_whose_dial_has_failed_is_evicted_when_idle(self, rig: NatRig) -> None:
         rig.workers.full = True
@@ -150,7 +151,7 @@ class TestEnd:
         ]
         other = rig.opened(rig.client(3, owner="b"))
         rig.table.end("a")
-        assert all(conn_of(entry.session).closed.wait(5) for entry in ours)
+        assert all(conn_of(entry.session).closed.wait(SECONDS) for entry in ours)
         assert not conn_of(other.session).shut.is_set()
         assert [client.address.port for client in rig.table.clients.values()] == [3]
         assert list(rig.table.entries.values()) == [other]
@@ -185,7 +186,7 @@ class TestEnd:
     def test_close_ends_every_session(self, rig: NatRig) -> None:
         entries = [rig.opened(rig.client(port)) for port in (1, 2)]
         rig.table.close()
-        assert all(conn_of(entry.session).closed.wait(5) for entry in entries)
+        assert all(conn_of(entry.session).closed.wait(SECONDS) for entry in entries)
         assert not rig.table.entries and not rig.table.clients and not rig.table._quota._held
         assert {record.ended for record in rig.records.records} == {"shutdown"}
 
@@ -250,7 +251,7 @@ class TestLimits:
         rig.tick(EVICTABLE_SECONDS + 2)
         third = rig.open(rig.client(3))
         assert third is not None and len(rig.table) == 2
-        assert conn_of(first.session).closed.wait(5)
+        assert conn_of(first.session).closed.wait(SECONDS)
         assert not conn_of(second.session).shut.is_set()
         assert [record.ended for record in rig.records.records] == ["evicted"]
         assert rig.counts.of("sessions_evicted", "evicted") == 1
@@ -271,7 +272,7 @@ class TestLimits:
         own = rig.opened(rig.client(1))
         rig.tick(EVICTABLE_SECONDS + 2)
         assert rig.open(rig.client(2)) is not None
-        assert conn_of(own.session).closed.wait(5)
+        assert conn_of(own.session).closed.wait(SECONDS)
         assert not conn_of(other.session).shut.is_set()
 
     def test_no_session_is_evicted_if_that_makes_no_room(self, rig: NatRig) -> None:
@@ -296,7 +297,7 @@ class TestLimits:
             rig.send(entry, b"x")
         assert rig.open(rig.client(8, "192.0.2.8")) is not None
         # It has never got a reply.
-        assert conn_of(busy[1].session).closed.wait(5)
+        assert conn_of(busy[1].session).closed.wait(SECONDS)
         # Now two, one and one: nobody has more than another newcomer of 192.0.2.8 would have.
         assert rig.open(rig.client(7, "192.0.2.8")) is None
         assert rig.open(rig.client(4)) is None
@@ -311,7 +312,7 @@ class TestLimits:
         assert not conn_of(idle.session).shut.is_set()
         rig.tick(EVICTABLE_SECONDS + 2)
         assert rig.open(rig.client(4)) is not None
-        assert conn_of(busy[0].session).closed.wait(5)
+        assert conn_of(busy[0].session).closed.wait(SECONDS)
 
     def test_sender_without_association_takes_no_busy_session(self, rig: NatRig) -> None:
         """The address of a forward's client may be forged."""
@@ -327,7 +328,7 @@ class TestLimits:
         few = rig.opened(rig.client(9, "2001:db8:9::1"))
         many = [rig.opened(rig.client(1, f"2001:db8:1::{number}")) for number in (1, 2)]
         assert rig.open(rig.client(8, "2001:db8:8::1")) is not None
-        assert conn_of(many[0].session).closed.wait(5)
+        assert conn_of(many[0].session).closed.wait(SECONDS)
         assert not conn_of(few.session).shut.is_set()
 
     def test_share_of_a_client_is_looked_up_once(

@@ -14,6 +14,7 @@ from netproxy.relay.table.reply_sources import (
 )
 from tests.support.flows import OneUpstream
 from tests.support.nat import IDLE, NatRig, conn_of
+from tests.support.sockets import SECONDS
 from tests.support.upstreams import FakeDialer
 
 FIRST, SECOND, NAMED = "198.51.100.1:9000", "198.51.100.2:9000", "example.com:9000"
@@ -165,7 +166,7 @@ class TestUsers:
         own = rig.opened(rig.client(2), user="alice")
         rig.tick(15)
         assert rig.open(rig.client(3, "192.0.2.9"), user="alice") is not None
-        assert conn_of(own.session).closed.wait(5)
+        assert conn_of(own.session).closed.wait(SECONDS)
         assert not conn_of(other.session).shut.is_set()
 
     def test_sessions_above_a_lowered_user_limit_go_on(self, rig: NatRig) -> None:
@@ -202,7 +203,7 @@ class TestMoving:
         rig.table.move_client("association", client.address, "other key")
         rig.table.end("association")
         assert not rig.table.clients and not rig.table.entries
-        assert conn_of(entry.session).closed.wait(5)
+        assert conn_of(entry.session).closed.wait(SECONDS)
         assert len(rig.records.records) == 1
 
 
@@ -213,7 +214,8 @@ class TestTransfer:
         rig.table.end("a")
         assert not conn_of(entry.session).shut.is_set()
         rig.table.end("b")
-        assert conn_of(entry.session).closed.wait(5) and conn_of(other.session).closed.wait(5)
+        assert conn_of(entry.session).closed.wait(SECONDS)
+        assert conn_of(other.session).closed.wait(SECONDS)
         assert not rig.table.clients and not rig.table.entries
 
 

@@ -19,6 +19,7 @@ from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.support.accounts import free_account
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
+    SECONDS,
     Task,
     is_reset,
     nothing_comes,
@@ -30,7 +31,7 @@ from tests.support.sockets import (
 )
 from tests.support.waits import run_to_end
 
-LIMITS = PipeLimits(idle=30.0, half_close=30.0)
+LIMITS = PipeLimits(idle=10 * SECONDS, half_close=10 * SECONDS)
 MEGABYTE = 1 << 20
 SPARE_TURNS = 3
 """Wake-ups that may follow the last byte.  A relay that spins has thousands."""
@@ -296,7 +297,7 @@ class TestSlowReader:
         assert turns.count <= before + SPARE_TURNS
 
     def test_slow_reader_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
-        relayed.start(PipeLimits(0.3, 30.0))
+        relayed.start(PipeLimits(0.3, 10 * SECONDS))
         fill(relayed)
         assert relayed.outcome().ended == "idle"
 
@@ -305,7 +306,7 @@ class TestTimeouts:
     def test_idle_relay_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
         owner = Outcomes()
         wait = Relay(
-            relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner, free_account()
+            relayed.near, relayed.far, PipeLimits(0.2, 10 * SECONDS), owner, free_account()
         ).begin()
         assert wait is not None and wait.seconds == 0.2
         run_to_end(wait)
@@ -314,7 +315,7 @@ class TestTimeouts:
         assert is_reset(relayed.client) and is_reset(relayed.target)
 
     def test_every_byte_restarts_the_idle_time(self, relayed: Relayed) -> None:
-        relayed.start(PipeLimits(0.3, 30.0))
+        relayed.start(PipeLimits(0.3, 10 * SECONDS))
         for _ in range(6):
             time.sleep(0.1)
             relayed.client.send(b"x")
@@ -325,14 +326,14 @@ class TestTimeouts:
         assert relayed.outcome().ended == "closed"
 
     def test_half_closed_relay_has_its_own_idle_time(self, relayed: Relayed) -> None:
-        relayed.start(PipeLimits(30.0, 0.2))
+        relayed.start(PipeLimits(10 * SECONDS, 0.2))
         time.sleep(0.3)
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
         assert relayed.outcome().ended == "idle"
 
     def test_idle_time_does_not_apply_once_one_side_has_ended(self, relayed: Relayed) -> None:
-        relayed.start(PipeLimits(0.2, 30.0))
+        relayed.start(PipeLimits(0.2, 10 * SECONDS))
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
         time.sleep(0.4)
@@ -377,7 +378,7 @@ def fill(relayed: Relayed) -> int:
             if now - full_since > 0.1:
                 break
             time.sleep(0.005)
-    relayed.client.settimeout(5)
+    relayed.client.settimeout(SECONDS)
     return sent
 
 

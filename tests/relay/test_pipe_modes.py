@@ -25,6 +25,7 @@ from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.support.accounts import free_account
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
+    SECONDS,
     Task,
     is_reset,
     read_exactly,
@@ -35,7 +36,7 @@ from tests.support.sockets import (
 )
 from tests.support.waits import run_to_end
 
-LIMITS = PipeLimits(idle=30.0, half_close=30.0)
+LIMITS = PipeLimits(idle=10 * SECONDS, half_close=10 * SECONDS)
 MEGABYTE = 1 << 20
 
 
@@ -139,7 +140,7 @@ def exchange(ends: Ends, size: int = 8 * MEGABYTE) -> None:
     up, down = data_of(size, 1), data_of(size, 2)
     senders = [Task(send_all, ends.client, up), Task(send_all, ends.target, down)]
     readers = [Task(read_to_end, ends.target), Task(read_to_end, ends.client)]
-    received = [hashlib.sha256(reader.result(20)).hexdigest() for reader in readers]
+    received = [hashlib.sha256(reader.result()).hexdigest() for reader in readers]
     assert received == [hashlib.sha256(data).hexdigest() for data in (up, down)]
     for sender in senders:
         sender.result()
@@ -251,12 +252,12 @@ class TestFullPipe:
             poll.register(sock, events)
             sock.settimeout(0)
         while not pipes.opened:
-            for descriptor, _ in poll.poll(5000):
+            for descriptor, _ in poll.poll(SECONDS * 1000):
                 if descriptor == ends.client.fileno():
                     sent += ends.client.send(self.PATTERN[sent % 256 :])
                 else:
                     self.received += ends.target.recv(MEGABYTE)
-        ends.target.settimeout(5)
+        ends.target.settimeout(SECONDS)
         return sent
 
     def fill(self, ends: Ends, sent: int = 0) -> int:
@@ -266,7 +267,7 @@ class TestFullPipe:
         ends.client.settimeout(0)
         while poll.poll(200):
             sent += ends.client.send(self.PATTERN[sent % 256 :])
-        ends.client.settimeout(5)
+        ends.client.settimeout(SECONDS)
         return sent
 
     def test_full_pipe_loses_nothing_when_the_source_ends(self, ends: Ends, pipes: Pipes) -> None:
@@ -310,7 +311,7 @@ class TestSteps:
         """Step as the poller does once `sock` has something."""
         poll = select.poll()
         poll.register(sock, dict(wait.watched)[sock])
-        ((descriptor, events),) = poll.poll(5000)
+        ((descriptor, events),) = poll.poll(SECONDS * 1000)
         assert wait.step is not None
         return wait.step(descriptor, events)
 

@@ -16,10 +16,10 @@ from netproxy.net.stream import Stream
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.relay.test_pipe_modes import EncryptedStream, data_of
 from tests.support.outcomes import Outcomes
-from tests.support.sockets import Task, read_exactly, read_to_end, tcp_pair
+from tests.support.sockets import SECONDS, Task, read_exactly, read_to_end, tcp_pair
 from tests.support.waits import run_to_end
 
-LIMITS = PipeLimits(idle=30.0, half_close=30.0)
+LIMITS = PipeLimits(idle=10 * SECONDS, half_close=10 * SECONDS)
 
 
 class Leases:
@@ -183,9 +183,9 @@ def test_all_bytes_and_both_ends_pass_in_leases_of_any_size(
         Task(run_to_end, ends.relay().begin()),
     ]
     received = [Task(read_to_end, sock) for sock in (ends.target, ends.client)]
-    assert [task.result(20) for task in received] == [up, down]
+    assert [task.result() for task in received] == [up, down]
     for task in tasks:
-        task.result(20)
+        task.result()
     assert ends.owner.outcomes == [Outcome(size, size, "closed")]
 
 

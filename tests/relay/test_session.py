@@ -17,6 +17,7 @@ from netproxy.relay.session import Session
 from netproxy.relay.table.reply_sources import ENDPOINT_INDEPENDENT
 from tests.support.accounts import account_book, free_account
 from tests.support.doubles import Counts, Lines, Records
+from tests.support.sockets import SECONDS
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket
 
 SOURCE, OTHER = ("198.51.100.1", 53), ("198.51.100.2", 54)
@@ -55,7 +56,7 @@ class SessionRig:
 
     def stop(self) -> None:
         self.conn.shutdown()
-        assert self.conn.closed.wait(5)
+        assert self.conn.closed.wait(SECONDS)
 
 
 def nothing_to_renew(client: str, hosts: object) -> None:
@@ -157,7 +158,7 @@ def test_reader_reports_its_end_and_closes_the_upstream(rig: SessionRig) -> None
     rig.start()
     assert not rig.conn.closed.is_set() and not rig.ended
     rig.conn.shutdown()
-    assert rig.conn.closed.wait(5)
+    assert rig.conn.closed.wait(SECONDS)
     assert rig.ended == [(rig.session, "upstream closed", False)]
 
 

@@ -23,8 +23,8 @@ from netproxy.remote_lists.download import DownloadError
 from netproxy.remote_lists.keeper import ListKeeper
 from tests.support.certificates import certificates
 from tests.support.handlers import RecordingLog
+from tests.support.sockets import SECONDS
 
-SECONDS = 30.0
 DAY = 86400.0
 
 

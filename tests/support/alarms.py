@@ -10,9 +10,6 @@ import contextlib
 import signal
 from typing import Iterator
 
-# Seconds.  What is expected takes milliseconds.
-PATIENCE = 20.0
-
 
 @contextlib.contextmanager
 def stuck_after(seconds: float) -> Iterator[None]:

@@ -16,9 +16,7 @@ from netproxy.interfaces.flows import Record
 from netproxy.interfaces.services import Refusal, Trace
 from netproxy.observe.records import as_text
 from netproxy.observe.trace import LogTrace
-
-SECONDS = 5.0
-"""How long a test waits for a record that should come at once."""
+from tests.support.sockets import SECONDS
 
 
 class _Recorder:

@@ -41,12 +41,11 @@ from netproxy.relay.pipe import PipeLimits
 from tests.support.logins import FailureCounts
 from tests.support.accounts import account_book, standing
 from tests.support.flows import OneUpstream
+from tests.support.sockets import SECONDS
 from tests.support.waits import run_to_end
 
-SECONDS = 5.0
-"""How long a test waits for what should happen at once."""
 LOCALHOST = "127.0.0.1"
-PIPE_LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
+PIPE_LIMITS = PipeLimits(idle=10 * SECONDS, half_close=10 * SECONDS)
 _RESET = struct.pack("@ii", 1, 0)
 
 

@@ -14,6 +14,8 @@ from typing import Iterator, NamedTuple
 
 import pytest
 
+from tests.support.sockets import SECONDS
+
 OLDEST = (3, 10)
 # The search by name ends with python3.29.
 NEWEST_MINOR = 30
@@ -90,7 +92,7 @@ def _output(command: list[str], environment: dict[str, str] | None = None) -> st
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -31,9 +31,10 @@ from netproxy.relay.pipe import PipeLimits
 from tests.support.accounts import account_book
 from tests.support.flows import NamesNothing
 from tests.support.handlers import permission
+from tests.support.sockets import SECONDS
 from tests.support.waits import run_to_end
 
-PATIENCE = 10.0
+PATIENCE = SECONDS
 """Seconds that any wait may take; only a failing test comes near."""
 _FIELD = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from tests.support.sockets import SECONDS
+
 
 class Gate:
     """A task that any number of threads may run. Each call blocks until let_go()."""
@@ -17,9 +19,9 @@ class Gate:
         with self._changed:
             self.running += 1
             self._changed.notify_all()
-        self._open.wait(10)
+        self._open.wait(SECONDS)
 
-    def wait_for(self, number: int, seconds: float = 5.0) -> None:
+    def wait_for(self, number: int, seconds: float = SECONDS) -> None:
         """Wait until `number` calls have begun."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.running >= number, seconds), (

@@ -13,6 +13,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Arena, Batch, Run
 from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.flows import Flow
+from tests.support.sockets import SECONDS
 
 PITCH = 2048
 """Bytes between two datagrams that FakeConn puts into an arena."""
@@ -163,7 +164,7 @@ class FakeSocket:
     def wait_for(self, amount: int) -> None:
         """Wait until `amount` datagrams have been sent."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.sent) >= amount, 5), self.sent
+            assert self.changed.wait_for(lambda: len(self.sent) >= amount, SECONDS), self.sent
 
 
 class FakePool:

@@ -25,7 +25,7 @@ from netproxy.observe.incidents import Incidents
 from tests.support.doubles import Lines
 from tests.support.sockets import SECONDS
 
-PATIENCE = 30.0
+PATIENCE = SECONDS
 """Seconds for an answer that comes at once, on a slow machine."""
 
 

@@ -18,7 +18,7 @@ from netproxy.protocol.socks5 import encode_header
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.support.handlers import eventually
 from tests.support.relays import Running, UdpClient, UdpPort, _Hold, running
-from tests.support.sockets import Task
+from tests.support.sockets import SECONDS, Task
 from tests.udp.flows import put_on, settled
 
 CLIENT, BOX = "10.78.1.2", "10.78.1.1"
@@ -70,7 +70,7 @@ def inside(host: Namespace, call: Callable[[], Value]) -> Value:
         host.enter()
         return call()
 
-    result: Value = Task(run).result(10)
+    result: Value = Task(run).result()
     return result
 
 
@@ -124,7 +124,7 @@ def held(net: Net, boxed: Running) -> Iterator[None]:
     listener.handler = hold
     with inside(net.client, lambda: UdpPort(CLIENT)) as nudge:
         nudge.send(b"", listener.address)
-        assert hold.entered.wait(5)
+        assert hold.entered.wait(SECONDS)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import eventually
 from tests.support.relays import Running, UdpClient, UdpPort
+from tests.support.sockets import SECONDS
 from tests.udp.flows import NOISE, held_down, put_on, settled
 
 AT_ONCE = 100_000
@@ -126,7 +127,7 @@ def test_batch_arrives_in_order_at_the_client(
         seen = client.check_echo(target)
         with held_down(monkeypatch) as busy:
             target.send(b"hold", seen)
-            assert busy.wait(5)
+            assert busy.wait(SECONDS)
             # As long as on the other side, where they have headers; empty ones stay empty.
             batch_down = [
                 tuple(size and size + HEADER for size in sizes) for sizes in BATCHES[batch]

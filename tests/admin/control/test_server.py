@@ -81,7 +81,7 @@ def test_prepared_server_can_be_stopped(tmp_path: Path, log: Lines) -> None:
 def exchange(path: str, data: bytes) -> list[Any]:
     """Send `data` and the end of the stream; return the answers."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(SECONDS)
         client.connect(path)
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
@@ -277,7 +277,7 @@ def test_silent_client_is_disconnected(
     monkeypatch.setattr(control_client, "SECONDS", 0.05)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.settimeout(5)
+        silent.settimeout(SECONDS)
         silent.connect(server.path)
         assert silent.recv(1) == b""
     monkeypatch.undo()
@@ -409,7 +409,7 @@ def test_silent_client_does_not_delay_the_stop(
     monkeypatch.setattr(control_client, "SECONDS", 60.0)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.settimeout(5)
+        silent.settimeout(SECONDS)
         silent.connect(server.path)
         silent.sendall(said)
         # The client is being served.

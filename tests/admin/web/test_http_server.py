@@ -189,7 +189,7 @@ class TestServing:
         clients = []
         for source in ("127.0.0.2", *["127.0.0.3"] * 9, "127.0.0.4"):
             address = (server.address.host, server.address.port)
-            clients.append(socket.create_connection(address, 5, (source, 0)))
+            clients.append(socket.create_connection(address, SECONDS, (source, 0)))
         closed = clients[1:8]
         assert [read_to_end(client) for client in closed] == [b""] * 7
         for client in (clients[0], *clients[8:]):

@@ -16,7 +16,7 @@ from netproxy.interfaces.addresses import ActivationAddress
 from netproxy.net.socket_options import set_receive_timeout
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.doubles import Counts, Lines
-from tests.support.sockets import address_of, listen, udp
+from tests.support.sockets import SECONDS, address_of, listen, udp
 
 FIRST_DESCRIPTOR = 200
 """Where the descriptors begin here: 3 and the following belong to pytest."""
@@ -75,7 +75,7 @@ def test_activation_socket_can_be_taken_again_after_its_duplicate_was_closed(
     activated = manager.activate(stream, names="main")
     for _ in range(2):
         activated.take("tcp", MAIN).close()
-    with socket.create_connection(address_of(stream), 5):
+    with socket.create_connection(address_of(stream), SECONDS):
         pass
 
 

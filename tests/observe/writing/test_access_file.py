@@ -16,8 +16,8 @@ from netproxy.interfaces.services import NO_ACCESS_FILE, AccessFileName
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.observe.writing.access_formats import common_line, squid_line, status
+from tests.support.sockets import SECONDS
 
-SECONDS = 30.0
 RECORD = Record(
     Flow("tcp", Address("192.0.2.1", 5000), Address("example.com", 443), "main", "alice"),
     "direct",

@@ -16,10 +16,8 @@ import pytest
 from netproxy.observe.writing import log_writer
 from netproxy.observe.log import DROPPED, Log
 from netproxy.observe.metrics import Counters
-from tests.support.sockets import Task, wait_until
+from tests.support.sockets import SECONDS, Task, wait_until
 
-# Seconds: the thread that writes has to share the processors with other tests.
-PATIENCE = 30.0
 RECORDS = 10_000
 REPORT = re.compile(rf' warning msg="{re.escape(DROPPED)}" records=(\d+)(.*)$')
 
@@ -87,15 +85,15 @@ def make(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
     yield make_log
     for log in logs:
-        assert log.close(PATIENCE), "something is still to be written"
+        assert log.close(SECONDS), "something is still to be written"
 
 
 def all_lines(log: Log, reader: Reader) -> list[str]:
     """Close a log and return all its lines."""
     reading = Task(lambda: list(reader.read()))
-    assert log.close(PATIENCE)
+    assert log.close(SECONDS)
     reader.close_write()
-    return reading.result(PATIENCE)
+    return reading.result(SECONDS)
 
 
 def texts(lines: list[str]) -> list[str]:
@@ -113,7 +111,7 @@ def block(log: Log, reader: Reader) -> None:
     """Have the thread of a log wait for the reader, with a record "first" in its hands."""
     reader.fill()
     log.info("first")
-    wait_until(lambda: not log._writer._queue, PATIENCE)
+    wait_until(lambda: not log._writer._queue, SECONDS)
 
 
 class TestThread:
@@ -127,13 +125,13 @@ class TestThread:
         log.error("seen")
         thread = log._writer._thread
         assert thread is not None and thread.name == "log"
-        assert log.close(PATIENCE)
-        wait_until(lambda: not thread.is_alive(), PATIENCE)
+        assert log.close(SECONDS)
+        wait_until(lambda: not thread.is_alive(), SECONDS)
         log.error("after the end")
         assert texts(all_lines(log, reader)) == ["seen", "after the end"]
 
     def test_close_without_a_record_does_nothing(self, make: Callable[..., Log]) -> None:
-        assert make().close(PATIENCE)
+        assert make().close(SECONDS)
 
     def test_records_wait_for_a_thread_that_cannot_start(
         self, make: Callable[..., Log], reader: Reader, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +142,7 @@ class TestThread:
             patch.setattr(threading.Thread, "start", _fail_to_start)
             log.info("first")
             log.info("second")
-            assert log.close(PATIENCE)
+            assert log.close(SECONDS)
             log.info("third")
         log.info("fourth")
         assert texts(all_lines(log, reader)) == ["first", "second", "third", "fourth"]
@@ -179,10 +177,10 @@ def test_records_of_many_threads_are_whole_lines_and_in_their_order(
     reading = Task(lambda: list(reader.read()))
     writers = [Task(write, name) for name in "abcdef"]
     for writer in writers:
-        writer.result(PATIENCE)
-    assert log.close(PATIENCE)
+        writer.result(SECONDS)
+    assert log.close(SECONDS)
     reader.close_write()
-    lines = texts(reading.result(PATIENCE))
+    lines = texts(reading.result(SECONDS))
     for name in "abcdef":
         assert [line for line in lines if line.startswith(name)] == [
             f"{name} {number} {'x' * (number % 300)}" for number in range(500)
@@ -236,9 +234,9 @@ class TestStoppedReader:
         reading = Task(_count_slowly, reader, told)
         for number in range(RECORDS):
             (log.debug, log.info, log.warning)[number % 3]("record")
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         reader.close_write()
-        reading.result(PATIENCE)
+        reading.result(SECONDS)
         assert told["dropped"] == sum(dropped(log).values())
         assert told["record"] + told["dropped"] == RECORDS
 
@@ -262,7 +260,7 @@ def all_lines_later(log: Log, reader: Reader) -> list[str]:
 def block_with_error(log: Log, reader: Reader) -> None:
     reader.fill()
     log.error("first")
-    wait_until(lambda: not log._writer._queue, PATIENCE)
+    wait_until(lambda: not log._writer._queue, SECONDS)
 
 
 def _count_slowly(reader: Reader, told: Counter[str]) -> None:
@@ -287,10 +285,10 @@ class TestFailingDescriptor:
         os.close(descriptor)
         log.error("lost")
         log.info("lost")
-        wait_until(lambda: dropped(log) == {"error": 1, "info": 1}, PATIENCE)
+        wait_until(lambda: dropped(log) == {"error": 1, "info": 1}, SECONDS)
         os.dup2(reader.write, descriptor)
         log.info("seen")
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         os.close(descriptor)
         report, seen = all_lines(log, reader)
         assert report.endswith(" records=2 info=1 error=1") and seen.endswith(" info seen")
@@ -302,7 +300,7 @@ class TestFailingDescriptor:
         os.close(read)
         for _ in range(3):
             log.error("lost")
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         assert dropped(log) == {"error": 3}
         os.close(write)
 
@@ -312,7 +310,7 @@ class TestFailingDescriptor:
         log = make(descriptor=line)
         os.close(terminal)
         log.error("lost")
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         assert dropped(log) == {"error": 1}
         os.close(line)
 
@@ -321,12 +319,12 @@ class TestFailingDescriptor:
         descriptor = os.open("/dev/full", os.O_WRONLY)
         log = make(queue=2, descriptor=descriptor)
         log.info("first")
-        wait_until(lambda: not log._writer._queue, PATIENCE)
+        wait_until(lambda: not log._writer._queue, SECONDS)
         for text in ("second", "third", "dropped"):
             log.info(text)
         assert not log.close(0.05)
         os.dup2(reader.write, descriptor)
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         os.close(descriptor)
         *lines, report = all_lines(log, reader)
         assert texts(lines) == ["first", "second", "third"]
@@ -357,7 +355,7 @@ class ScriptedWrite:
         self._data = b""
 
     def __call__(self, descriptor: int, data: memoryview) -> int:
-        assert self.gate.wait(PATIENCE)
+        assert self.gate.wait(SECONDS)
         step = self.script.pop(0) if self.script else len(data)
         if isinstance(step, OSError):
             raise step
@@ -385,11 +383,11 @@ class TestPartialWrites:
     def write_all(self, log: Log, write: ScriptedWrite, *records: str) -> None:
         """Have a record written by itself, then the others in one write."""
         log.info("alone")
-        wait_until(lambda: not log._writer._queue, PATIENCE)
+        wait_until(lambda: not log._writer._queue, SECONDS)
         for text in records:
             log.info(text)
         write.gate.set()
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
 
     def test_rest_of_a_line_follows_when_there_is_space_again(
         self, make: Callable[..., Log], write: ScriptedWrite
@@ -426,7 +424,7 @@ class TestPartialWrites:
         write.script = [1000, 1000, INPUT_OUTPUT]
         self.write_all(log, write, "first", "dropped", "dropped")
         log.info("last")
-        assert log.close(PATIENCE)
+        assert log.close(SECONDS)
         assert dropped(log) == {"info": 2}
         alone, first, report, last = write.lines
         assert report.endswith(" records=2 info=2") and last.endswith(" info last")
@@ -447,7 +445,7 @@ def test_forked_process_writes_its_own_records_and_no_others(
             log.begin_in_child()
             os.dup2(to_child, reader.write)
             log.limited("key", "of the child")
-            os._exit(0 if log.close(PATIENCE) else 1)
+            os._exit(0 if log.close(SECONDS) else 1)
     os.close(to_child)
     with open(of_child, "rb") as file:
         data = file.read()

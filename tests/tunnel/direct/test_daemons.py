@@ -26,8 +26,6 @@ pytestmark = pytest.mark.skipif(
     sealing.load_cipher() is None, reason="python3-cryptography is not installed"
 )
 
-PATIENCE = 40.0
-"""Seconds: the janitor looks once a second, and an attempt that has failed is repeated in 15."""
 
 TO_LOOPBACK = "destinations: {allow: [127.0.0.0/8]}"
 
@@ -128,7 +126,7 @@ class Three:
     def go_directly(self) -> None:
         """Begin a flow, and wait until it goes directly."""
         self.check(1)
-        wait_until(self.is_direct, PATIENCE)
+        wait_until(self.is_direct, SECONDS)
         self.check(2, 2)
 
     def relayed(self) -> int:
