@@ -178,6 +178,23 @@ class TestFairness:
         assert sum(moved) == pytest.approx(20 * RATE, abs=100_000)
         assert min(moved) >= 0.94 * max(moved)
 
+    def test_flows_whose_data_comes_at_different_times_get_equal_shares(self, clock: Clock) -> None:
+        """A flow that always asks while few wait gets no larger leases than the others."""
+        shared = bucket(1_250_000, 312_500)
+        senders = [Sender(shared, wants=14_000) for _ in range(8)]
+        phases = [50, 8, 57, 14, 14, 37, 47, 19]
+        before: list[int] = []
+        for millisecond in range(22_000):
+            clock.now += 0.001
+            if millisecond == 2000:
+                before = [sender.moved for sender in senders]
+            for sender, phase in zip(senders, phases, strict=True):
+                if millisecond % 60 == phase:
+                    sender.send()
+        moved = [sender.moved - old for sender, old in zip(senders, before, strict=True)]
+        assert sum(moved) == pytest.approx(20 * 1_250_000, rel=0.01)
+        assert min(moved) >= 0.94 * max(moved)
+
     def test_flow_that_wants_little_leaves_the_rest_to_the_others(self, clock: Clock) -> None:
         shared = bucket()
         modest = [Sender(shared, wants=100) for _ in range(20)]

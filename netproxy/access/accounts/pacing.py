@@ -33,6 +33,9 @@ LEASE_LEAST = 2048
 BURST_SECONDS, BURST_LEAST = 0.25, 65536
 """The burst of a limit that names none, in seconds of its rate, and the least one in bytes.  A
 wake-up that comes late by less loses nothing."""
+QUEUE_WEIGHT = 0.25
+"""What the number of waiting flows at one lease counts in their mean, which sets the size of the
+leases.  Without the mean, a flow that always asks when few wait always gets larger leases."""
 FIRST_SECONDS = 0.5
 """A new flow gets a first lease at once, for a lone datagram, if less than this is leased ahead."""
 _EXPECT = -1
@@ -91,7 +94,7 @@ class Bucket:
 
     __slots__ = (
         *("key", "slot", "_word", "_until", "_rate", "_burst_seconds"),
-        *("_leased", "_counted", "_queue", "_alone"),
+        *("_leased", "_counted", "_queue", "_waiting", "_alone"),
     )
 
     def __init__(self, key: str, slot: Slot, word: int, rate: int, burst: int) -> None:
@@ -106,6 +109,8 @@ class Bucket:
         self._counted = slot.sum(word)
         # When the leases begin that flows wait for, the first one first.
         self._queue: deque[float] = deque()
+        # How many flows wait, on the average of the last leases.
+        self._waiting = 0.0
 
     def take_slot(self, slot: Slot) -> None:
         """Go on with another slot: the one before may belong to another subject."""
@@ -129,9 +134,14 @@ class Bucket:
         queue = self._queue
         while queue and queue[0] <= now:
             queue.popleft()
-        if not queue:
+        waiting = self._waiting
+        if queue or waiting:
+            waiting += (len(queue) - waiting) * QUEUE_WEIGHT
+            # Of a crowd that has gone nothing is left in the end: leases take fewer steps then.
+            self._waiting = waiting if waiting > QUEUE_WEIGHT / 2 else 0.0
+        else:
             return self._alone
-        size = min(LEASE_SECONDS, ROUND_SECONDS / (len(queue) + 1)) * self._rate
+        size = min(LEASE_SECONDS, ROUND_SECONDS / (waiting + 1)) * self._rate
         return max(LEASE_LEAST, int(size))
 
     def lease(self, size: int, now: float) -> float:
