@@ -7,10 +7,12 @@ Each message is one packet of a Unix socket (SOCK_SEQPACKET), with its descripto
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import select
 import socket
+import time
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
@@ -22,6 +24,9 @@ DESCRIPTORS_LIMIT = 200
 """Descriptors of a message; the kernel takes 253."""
 ASSOCIATION = "association"
 """The kind of message that hands the control connection of an association over."""
+PAUSE = 0.05
+"""Seconds before a message is received again for which the kernel had no memory."""
+_NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 _PASSED_LIMIT = socket.CMSG_SPACE(DESCRIPTORS_LIMIT * array.array("i").itemsize)
 
 
@@ -74,17 +79,23 @@ def send(sock: socket.socket, message: Message) -> None:
 def receive(sock: socket.socket, seconds: float | None = None) -> Message | None:
     """Return the next message, None if there is none within `seconds` (None: no limit).
 
+    None as well, after a pause, if the kernel has no memory for it: the message waits.
     Raises EOFError once all senders are gone, OSError.
     """
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    if not poll.poll(None if seconds is None else seconds * 1000):
-        return None
     try:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if not poll.poll(None if seconds is None else seconds * 1000):
+            return None
         data, passed, flags, _ = sock.recvmsg(
             MESSAGE_LIMIT, _PASSED_LIMIT, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         )
     except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_MEMORY:
+            raise
+        time.sleep(PAUSE)
         return None
     if not data:
         raise EOFError

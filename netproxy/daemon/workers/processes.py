@@ -13,7 +13,14 @@ import threading
 import time
 
 from netproxy.daemon.process.forked import leave_parent
-from netproxy.daemon.workers.messages import Message, MessageError, message_pair, receive, send
+from netproxy.daemon.workers.messages import (
+    PAUSE,
+    Message,
+    MessageError,
+    message_pair,
+    receive,
+    send,
+)
 from netproxy.typed import TYPE_CHECKING, Callable, Iterable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
@@ -208,7 +215,10 @@ class Workers:
         for worker in workers:
             if not worker.gone:
                 poll.register(worker.orders, select.POLLIN)
-        poll.poll(seconds * 1000)
+        try:
+            poll.poll(seconds * 1000)
+        except OSError:
+            time.sleep(PAUSE)  # the kernel has no memory for it
 
     def reap(self, now: float) -> list[WorkerProcess]:
         """Return the workers that have died since the last call; successors become due."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -10,6 +11,7 @@ from typing import Iterator
 
 import pytest
 
+from netproxy.daemon.workers import messages
 from netproxy.daemon.workers.messages import (
     DESCRIPTORS_LIMIT,
     MESSAGE_LIMIT,
@@ -163,6 +165,24 @@ def test_receiving_without_a_limit_waits_for_a_message(pair: Pair) -> None:
     assert not task.done
     send(near, Message({"kind": "late"}))
     assert task.result().kind == "late"
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOBUFS])
+def test_message_waits_while_there_is_no_memory(
+    pair: Pair, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither side takes the other one for dead."""
+
+    def fail() -> object:
+        raise OSError(code, os.strerror(code))
+
+    near, far = pair
+    send(near, Message({"kind": "stop"}))
+    with monkeypatch.context() as patched:
+        patched.setattr(messages.select, "poll", fail)
+        patched.setattr(messages, "PAUSE", 0)
+        assert receive(far, SECONDS) is None
+    assert received(far).kind == "stop"
 
 
 def test_end_comes_after_the_last_message(pair: Pair) -> None:
