@@ -18,7 +18,7 @@ from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import Runtime, raise_descriptor_limit
 from netproxy.daemon.process import late_modules
 from netproxy.daemon.process.reading import ReadingFailed, configure, configure_apart
-from netproxy.daemon.process.signals import FINE, INTERNAL, SIGNALS, Served
+from netproxy.daemon.process.signals import FINE, INTERNAL, Served, hold_signals
 from netproxy.errors import ConfigError, ListenError, NetProxyError
 from netproxy.listener.pool import set_stack_size
 from netproxy.observe import faults, notify
@@ -114,8 +114,7 @@ def _explain(config: Config, flow: str) -> int:
 def _serve(config: Config, options: Options) -> int:
     late_modules.guard()
     faults.open_standard_descriptors()
-    # Threads inherit the mask, so that only sigwait gets the signals.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    hold_signals()
     set_stack_size()
     raise_descriptor_limit()
     log = Log(*config.log)

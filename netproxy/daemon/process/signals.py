@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 from netproxy.errors import NetProxyError
@@ -18,6 +19,8 @@ from netproxy.observe import notify
 from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from netproxy.config.schema import Config
     from netproxy.daemon.daemon import Daemon
     from netproxy.daemon.workers.parent import Parent
@@ -37,6 +40,22 @@ END_SECONDS = 15.0
 """How long the service manager is asked to wait for what comes after the drain."""
 NO_RELOAD = "the daemon is draining"
 STOPS = "the daemon was told to stop before the configuration was read"
+
+
+def hold_signals() -> None:
+    """Block the signals, which threads inherit: the main thread alone gets them, by waiting.
+
+    A thread that a preloaded library has begun before takes a signal while the main thread does
+    not wait: without a handler it would end the daemon.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS - {signal.SIGCHLD}:
+        signal.signal(number, _keep)
+
+
+def _keep(number: int, frame: FrameType | None) -> None:
+    """Have the main thread, which runs this, find a signal when it waits the next time."""
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 class Served:

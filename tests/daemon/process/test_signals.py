@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -17,6 +19,7 @@ from netproxy.daemon.process.reading import ReadingFailed
 from netproxy.daemon.process.signals import Served
 from netproxy.errors import NetProxyError
 from netproxy.observe.log import Log
+from tests.support.sockets import SECONDS
 
 
 def read_nothing(watch: Callable[[], None]) -> Config:
@@ -46,6 +49,26 @@ def test_stop_signal_ends_the_reading() -> None:
         assert received is not None and received.si_signo == signal.SIGTERM
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# A thread begins before the signals are blocked; each of them comes while the main thread works.
+EARLY_THREAD = """
+import os, signal, sys, threading
+from netproxy.daemon.process.signals import SIGNALS, hold_signals
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+hold_signals()
+for number in SIGNALS:
+    os.kill(os.getpid(), number)
+print({int(signal.sigwait(SIGNALS)) for _ in SIGNALS} == set(map(int, SIGNALS)))
+"""
+
+
+def test_threads_of_libraries_take_no_signal_away() -> None:
+    """Hazard 142.  libfiu's thread begins before the daemon."""
+    command = [sys.executable, "-c", EARLY_THREAD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.parametrize("failing", ["look", "reload", "status"])
