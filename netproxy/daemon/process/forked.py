@@ -30,3 +30,14 @@ def close_others(kept: set[int]) -> None:
         if low < descriptor:
             os.closerange(low, descriptor)
         low = descriptor + 1
+    for descriptor in _open_beyond(limit):
+        if descriptor not in kept:
+            os.closerange(descriptor, descriptor + 1)
+
+
+def _open_beyond(limit: int) -> list[int]:
+    """Return the descriptors from a limit on: it may have been lowered while they were open."""
+    try:
+        return [number for number in map(int, os.listdir("/proc/self/fd")) if number >= limit]
+    except OSError:
+        return []  # without /proc
