@@ -5,9 +5,7 @@ Thread: that of the client that asks.
 
 from __future__ import annotations
 
-
 from netproxy.admin.control.client import CommandError
-from netproxy.config.tree.hints import suggestion
 from netproxy.interfaces.addresses import UNIX_PREFIX, ip_text, pack_ip
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.typed import TYPE_CHECKING
@@ -34,7 +32,7 @@ class FlowFilter:
         not a list of numbers.
         """
         for key in request.keys() - _OTHERS - set(FILTERS):
-            hint = suggestion(key, FILTERS) or f" (known: ids, {', '.join(FILTERS)})"
+            hint = _suggestion(key, FILTERS) or f" (known: ids, {', '.join(FILTERS)})"
             raise CommandError(f"unknown filter '{key}'{hint}")
         ids = request.get("ids") or ()
         if not isinstance(ids, (list, tuple)) or not all(isinstance(item, int) for item in ids):
@@ -79,8 +77,15 @@ class FlowFilter:
             value = self._values.get(key)
             if value is None or value in found or value.startswith(unlisted) or "://" in value:
                 continue
-            hint = suggestion(value, tuple(found)) or f" (known: {', '.join(found) or 'none'})"
+            hint = _suggestion(value, tuple(found)) or f" (known: {', '.join(found) or 'none'})"
             raise CommandError(f"there is no {key} '{value}'{hint}")
+
+
+def _suggestion(word: str, known: tuple[str, ...]) -> str:
+    """Return what a wrong word probably meant, for the end of an error; "" for nothing."""
+    from netproxy.config.tree.hints import suggestion  # late: only for errors
+
+    return suggestion(word, known)
 
 
 def require_filter(request: CommandRequest) -> None:

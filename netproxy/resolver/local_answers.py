@@ -13,7 +13,7 @@ from netproxy.resolver.special_names import (
     LOCALHOST,
     LOCALHOST_ADDRESSES,
     RESOLVER,
-    REVERSE_ZONES,
+    is_reverse_zone,
     reverse_name,
     special_zone,
 )
@@ -94,10 +94,10 @@ def special_answer(query: bytes, question: dns.Question, end: int) -> bytes | No
     # The zone's name is the end of the question's name: its labels and the root.
     apex = (0xC000 | end - 4 - (len(zone) + 2)).to_bytes(2, "big")
     soa = _NewRecord(apex, dns.SOA, SPECIAL_TTL, apex + _SOA_TAIL)
-    if zone in REVERSE_ZONES and name == zone and qtype in (dns.SOA, _NS):
+    if is_reverse_zone(zone) and name == zone and qtype in (dns.SOA, _NS):
         record = soa if qtype == dns.SOA else _NewRecord(apex, _NS, SPECIAL_TTL, apex)
         return _encode(query, end, dns.NOERROR, [record])
-    is_own_name = zone in REVERSE_ZONES and (name == zone or name in _LOOPBACK_NAMES)
+    is_own_name = is_reverse_zone(zone) and (name == zone or name in _LOOPBACK_NAMES)
     exists = is_own_name or zone in (LOCALHOST, RESOLVER)
     return _encode(query, end, dns.NOERROR if exists else dns.NXDOMAIN, [], [soa])
 

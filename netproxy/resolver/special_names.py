@@ -10,31 +10,29 @@ from __future__ import annotations
 from socket import AF_INET6, inet_pton
 
 from netproxy.interfaces.addresses import ip_text, pack_ip
+from netproxy.typed import Iterator
 
 # The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
 LOCALHOST_ADDRESSES = ("127.0.0.1", "::1")
 
 LOCALHOST, INVALID, RESOLVER = "localhost", "invalid", "resolver.arpa"
-# The zones of RFC 6303 section 4 and RFC 7793: IPv4 networks and IPv6 prefixes.
-_REVERSE_IPV4 = (
-    *("0", "10", "127", "254.169", "168.192", "2.0.192", "100.51.198", "113.0.203"),
-    "255.255.255.255",
-    *(f"{second}.172" for second in range(16, 32)),
-    *(f"{second}.100" for second in range(64, 128)),
-)
-_REVERSE_IPV6 = (
-    *(".".join("0" * 32), ".".join("1" + "0" * 31), "8.b.d.0.1.0.0.2"),
-    *("d.f", "8.e.f", "9.e.f", "a.e.f", "b.e.f"),
-)
-REVERSE_ZONES = frozenset(
-    (
-        *(f"{network}.in-addr.arpa" for network in _REVERSE_IPV4),
-        *(f"{prefix}.ip6.arpa" for prefix in _REVERSE_IPV6),
-    )
-)
 _IPV4_ZONE, _IPV6_ZONE = ".in-addr.arpa", ".ip6.arpa"
 _HEX_DIGITS = frozenset("0123456789abcdef")
-_ZONES = frozenset((LOCALHOST, INVALID, RESOLVER)) | REVERSE_ZONES
+
+
+def _reverse_zones() -> Iterator[str]:
+    """Yield the zones of RFC 6303 section 4 and RFC 7793."""
+    networks = ("0", "10", "127", "254.169", "168.192", "2.0.192", "100.51.198", "113.0.203")
+    yield from (network + _IPV4_ZONE for network in networks)
+    yield "255.255.255.255" + _IPV4_ZONE
+    yield from (f"{second}.172{_IPV4_ZONE}" for second in range(16, 32))
+    yield from (f"{second}.100{_IPV4_ZONE}" for second in range(64, 128))
+    prefixes = (".".join("0" * 32), ".".join("1" + "0" * 31), "8.b.d.0.1.0.0.2")
+    yield from (prefix + _IPV6_ZONE for prefix in prefixes)
+    yield from (prefix + _IPV6_ZONE for prefix in ("d.f", "8.e.f", "9.e.f", "a.e.f", "b.e.f"))
+
+
+_ZONES = frozenset((LOCALHOST, INVALID, RESOLVER, *_reverse_zones()))
 _TOP_LABELS = frozenset(zone.rpartition(".")[2] for zone in _ZONES)
 
 
@@ -47,6 +45,11 @@ def special_zone(name: str) -> str | None:
         if not dot:
             return None
     return name
+
+
+def is_reverse_zone(zone: str) -> bool:
+    """Return whether a special zone has the names of addresses."""
+    return zone.endswith((_IPV4_ZONE, _IPV6_ZONE))
 
 
 def is_localhost(host: str) -> bool:

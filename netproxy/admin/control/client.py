@@ -7,7 +7,6 @@ Each line has a deadline as a whole.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from types import MappingProxyType
@@ -73,8 +72,7 @@ class ControlClient:
     def serve(self, is_last: Callable[[], bool]) -> None:
         """Answer requests until the client ends, or is_last() is true after an answer."""
         with self._socket:
-            # OSError: the client has gone, or a deadline has passed.
-            with contextlib.suppress(OSError):
+            try:
                 while (line := self._read_line()) is not None:
                     self.silent_since = None
                     answer, act = self._answer(line)
@@ -83,17 +81,24 @@ class ControlClient:
                         act()
                     if is_last() or len(line) > LINE_LIMIT:
                         return
+            except OSError:
+                pass  # the client has gone, or a deadline has passed
 
     def refuse(self, why: str) -> None:
         """Tell the client why it is not served, as far as that needs no waiting; close it."""
-        with self._socket, contextlib.suppress(OSError):
-            self._socket.setblocking(False)
-            self._socket.send(_error(why) + b"\n")
+        with self._socket:
+            try:
+                self._socket.setblocking(False)
+                self._socket.send(_error(why) + b"\n")
+            except OSError:
+                pass  # the client has gone, or does not read
 
     def shutdown(self) -> None:
         """End both directions; the thread of the client wakes."""
-        with contextlib.suppress(OSError):
+        try:
             self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client has gone
 
     def _read_line(self) -> bytes | None:
         """Return the next line, None at the end; a line that is too long is cut.
