@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -182,8 +183,9 @@ class TestCheck:
             seen.append(config)
             return real(config, *rest)
 
-        real = main.build
-        monkeypatch.setattr(main, "build", build)
+        builder = import_module("netproxy.daemon.build")
+        real = builder.build
+        monkeypatch.setattr(builder, "build", build)
         path = file(
             "rules: [{port: 22, via: direct}]\nauth: {url: 'https://a/'}\n"
             "users: {alice: {password: x, upstream: direct}}\n"
