@@ -17,7 +17,7 @@ from netproxy.interfaces.flows import FlowCounter
 from netproxy.net.frames.answering import AnsweringSocket
 from netproxy.protocol.http import bound_udp, connect_udp
 from netproxy.protocol.http.contexts import BoundCapsules
-from netproxy.typed import TYPE_CHECKING, Sequence
+from netproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
@@ -38,10 +38,11 @@ class BoundService(StreamService):
         self._capsules = BoundCapsules(first, True, self._admits, self._refuse)
         super().__init__(relay, stream, flow, self._capsules, bound_udp.encode_address)
 
-    def open_bound(self, route: Route) -> Sequence[Address]:
-        """Open the session; return its public addresses.  Blocks.  Raises DialError.
+    def open_now(self, route: Route, accepted: bytes) -> bytes:
+        """Open the session; return the answer with its public addresses.
 
-        Without addresses the stream is for the target of the request alone.
+        Without addresses the stream is for the target of the request alone, and the answer is
+        `accepted`.  Blocks.  Raises DialError.
         """
         table, client, target = self._relay.table, self._client, self._flow.target
         if target == UNSPECIFIED_ADDRESS:
@@ -56,14 +57,10 @@ class BoundService(StreamService):
                 said = f"{route.dialer.name} does not tell which address targets see"
                 raise DialError(Reason.UNSUPPORTED, said=said)
             self._capsules.disagree()
-        elif not table.keep_bound(client, self._socket.shutdown):
+            return accepted
+        if not table.keep_bound(client, self._socket.shutdown):
             raise DialError(Reason.GENERAL, said=session.ended)
-        return addresses
-
-    def encode_accept(self, addresses: Sequence[Address]) -> bytes:
-        """Encode the answer with the public addresses that open_bound() has returned."""
-        fields = bound_udp.accept_fields(addresses) if addresses else ()
-        return connect_udp.encode_accept(fields)
+        return connect_udp.encode_accept(bound_udp.accept_fields(addresses))
 
     def run(self) -> Wait | None:
         """Forward frames as every stream does, and send the answers that wait."""

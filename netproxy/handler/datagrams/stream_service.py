@@ -75,10 +75,14 @@ class StreamService:
         counter = FlowCounter(self._relay.counter, self._flow)
         return TellingSocket(stream, self._framing, counter)
 
-    def open_now(self, route: Route) -> None:
-        """Open the session of the only target.  Blocks.  Raises DialError."""
+    def open_now(self, route: Route, accepted: bytes) -> bytes:
+        """Open the session of the only target; return the answer, which is `accepted`.
+
+        Blocks.  Raises DialError.
+        """
         self._client.filtering = ADDRESS_AND_PORT_DEPENDENT
         self._entry = self._relay.table.open_now((self._socket, b""), self._client, route)
+        return accepted
 
     @property
     def closed(self) -> bool:

@@ -105,17 +105,8 @@ class StreamUdpRelay:
         route = Route(dialer, flow)
         if flow.target != UNSPECIFIED_ADDRESS:
             flow, route = self.find_route(flow)
-        service = BoundService(self, stream, flow)
-        try:
-            addresses = service.open_bound(route)
-            stream.write(service.encode_accept(addresses))
-        except DialError as error:
-            ended = service.abandon(error.why)
-            raise self._refused(flow, route, error, ended) from error
-        except BaseException:
-            service.abandon("failed")
-            raise
-        return service.run()
+        service, accepted = BoundService(self, stream, flow), connect_udp.encode_accept()
+        return self._begin(service, stream, (flow, route), accepted).run()
 
     def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Wait | None:
         """Accept a connection to the name of UoT with `reply` and serve its datagrams.
@@ -170,9 +161,18 @@ class StreamUdpRelay:
         """Return what serves a stream for one target, as serve_one() does."""
         flow, route = self.find_route(flow)
         service = StreamService(self, stream, flow, framing, no_header, beside)
+        return self._begin(service, stream, (flow, route), accepted)
+
+    def _begin(
+        self, service: StreamService, stream: Stream, found: tuple[Flow, Route], accepted: bytes
+    ) -> StreamService:
+        """Open the session and write the answer to a stream; return the service.
+
+        Raises DialError, recorded: nothing has been written then.  `found`: as of find_route().
+        """
+        flow, route = found
         try:
-            service.open_now(route)
-            stream.write(accepted)
+            stream.write(service.open_now(route, accepted))
         except DialError as error:
             ended = service.abandon(error.why)
             raise self._refused(flow, route, error, ended) from error
