@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
@@ -106,10 +107,10 @@ def seen_of(*pieces: bytes) -> FirstBytes:
             for piece in pieces:
                 far.sendall(piece)
                 assert need is stream
-                stream.wait(SECONDS)
+                stream.wait(select.POLLIN)
                 need = steps.send(stream.read_ahead())
             far.shutdown(socket.SHUT_WR)
-            stream.wait(SECONDS)
+            stream.wait(select.POLLIN)
             steps.send(stream.read_ahead())
         except StopIteration:
             assert b"".join(pieces).startswith(stream.unread())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,6 +58,12 @@ class Forward:
         return flow
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at first bytes for as long as they come: on a busy machine that takes seconds."""
+    monkeypatch.setattr(sniffer, "SECONDS", SECONDS)
+
+
 def fixed(kinds: frozenset[str] = BOTH, skipped: tuple[range, ...] = ()) -> Sniffer:
     return Sniffer(kinds, skipped, True, False)
 
@@ -104,7 +111,7 @@ def seen_of(*pieces: bytes) -> SeenName | None:
             for piece in pieces:
                 far.sendall(piece)
                 assert need is stream
-                stream.wait(SECONDS)
+                stream.wait(select.POLLIN)
                 need = steps.send(stream.read_ahead())
         except StopIteration as end:
             seen: SeenName | None = end.value.seen
@@ -148,7 +155,7 @@ def test_looks_at_dripping_lines_are_bounded() -> None:
                 far.sendall(piece)
                 sent += piece
                 assert need is stream
-                stream.wait(SECONDS)
+                stream.wait(select.POLLIN)
                 need = steps.send(stream.read_ahead())
         assert end.value.value.seen is None
         assert stream.unread() == sent
@@ -156,8 +163,11 @@ def test_looks_at_dripping_lines_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", HELLO[:100], REQUEST[:20]])
-def test_silent_client_is_connected_without_a_name(sent: bytes) -> None:
+def test_silent_client_is_connected_without_a_name(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazard 154."""
+    monkeypatch.setattr(sniffer, "SECONDS", 0.1)
     forward = Forward(fixed())
     with forward.conversation() as client:
         client.send(sent)
@@ -310,9 +320,8 @@ default: block
     assert not any(map(access_text, records[:1]))
 
 
-def test_silent_clients_hold_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_clients_hold_no_thread() -> None:
     """Hazard 154."""
-    monkeypatch.setattr(sniffer, "SECONDS", SECONDS)
     with server(EchoTarget()) as target, running(config(target)) as relay, ExitStack() as stack:
         clients = [
             stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), SECONDS))
