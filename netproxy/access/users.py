@@ -8,8 +8,8 @@ libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without u
 used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
 until the process ends, but _hashlib itself is imported again at the next check.
 
-All checks together use at most MEMORY_LIMIT bytes.  A check for which too little memory is left
-waits until others end.
+All checks of first logins together use at most MEMORY_LIMIT bytes, and those of suspects as much
+again (access.checks.lanes).  A check for which too little memory is left waits until others end.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ COST_LIMIT = 1 << 20
 OPENSSL_BYTES = 1 << 20
 """Memory that OpenSSL uses beyond what scrypt needs."""
 MEMORY_LIMIT = 24 << 20
-"""Bytes that all checks take at the same time: one of the default cost, or four of cost 4096.
-A single check that needs more gets it while no other one runs."""
+"""Bytes that checks take at the same time: one of the default cost, or four of cost 4096.  A single
+check that needs more gets it while no first login is checked, and no other one that needs more."""
 LOWEST_COST = 1024
 """The lowest N of a new hash: it takes 1 MiB, and a cheaper one is guessed too easily."""
 HIGHEST_COST = COST_LIMIT // BLOCK
@@ -76,7 +76,7 @@ class Users:
         # Checked for unknown users, so that they take as long as the others.
         costliest = max(self._hashed.values(), key=_work, default=None) or _DEFAULT_DECOY
         self._decoy = costliest._replace(salt=bytes(SALT_BYTES), digest=bytes(HASH_BYTES))
-        self._memory = MemoryShare(MEMORY_LIMIT)
+        self._memory, self._of_suspects = MemoryShare(MEMORY_LIMIT), MemoryShare(MEMORY_LIMIT)
         self._seen: dict[str, bytes] = {}
         """Keyed digests of passwords that were right, by user.  Assignments are atomic."""
         self._seen_plain: set[str] = set()
@@ -101,16 +101,17 @@ class Users:
         password = self._hashed.get(user) or self._plain.get(user)
         return None if password is None else hash(password)
 
-    def check(self, name: bytes, password: bytes) -> str | None:
+    def check(self, name: bytes, password: bytes, is_suspect: bool = False) -> str | None:
         """Return the user's name if the password is right, else None.
 
+        `is_suspect`: the check may not hold the memory that first logins wait for.
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
         Raises LoginUnavailable if there is no memory for the check.
         """
         user = name.decode("utf-8", "replace")
         try:
             # If any user has a hash, every check computes one: the time must not tell who has none.
-            right = self._check_hash(user, password) if self._hashed else False
+            right = self._check_hash(user, password, is_suspect) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
@@ -162,7 +163,7 @@ class Users:
         hashed = self._hashed.get(user, self._decoy)
         return hmac_digest(self._key, hashed.salt + hashed.digest + password, "sha256")
 
-    def _check_hash(self, user: str, password: bytes) -> bool:
+    def _check_hash(self, user: str, password: bytes, is_suspect: bool) -> bool:
         seen = self._digest(user, password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
@@ -170,7 +171,9 @@ class Users:
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
         expected = self._hashed.get(user, self._decoy)
-        with self._memory.of(_needed_memory(expected)):
+        needed = _needed_memory(expected)
+        own = is_suspect and needed <= MEMORY_LIMIT
+        with (self._of_suspects if own else self._memory).of(needed):
             digest = _scrypt(password, expected)
         right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
         if right:

@@ -37,7 +37,7 @@ class Checked:
     """A Login whose checks wait until they are run, and notes the names that are checked."""
 
     def __init__(self, stream: Stream, *users: str) -> None:
-        self.stream, self.asked = stream, list[str]()
+        self.stream, self.asked, self.suspects = stream, list[str](), list[str]()
         self.clean, self.suspect = Tasks(), Tasks()
         self.back_off, self.recorder = BackOff(0.0), Recorder()
         self.back_off.rules = PENALTY
@@ -49,9 +49,11 @@ class Checked:
             self.users, "required", self.recorder, self.back_off, "main", None, checks
         )
 
-    def _check(self, name: bytes, password: bytes) -> str | None:
+    def _check(self, name: bytes, password: bytes, is_suspect: bool = False) -> str | None:
         self.asked.append(name.decode())
-        return self._real(name, password)
+        if is_suspect:
+            self.suspects.append(name.decode())
+        return self._real(name, password, is_suspect)
 
     def begin(self, user: str, password: str = "secret", host: str = CLIENT) -> Running:
         """Begin a login."""
@@ -209,10 +211,10 @@ def test_guesses_of_a_client_delay_another_by_one_check(stream: Stream) -> None:
     began, go_on = threading.Event(), threading.Event()
     real = checked.users.check
 
-    def check(name: bytes, password: bytes) -> str | None:
+    def check(name: bytes, password: bytes, is_suspect: bool = False) -> str | None:
         began.set()
         assert go_on.wait(SECONDS)
-        return real(name, password)
+        return real(name, password, is_suspect)
 
     checked.users.check = check  # type: ignore[method-assign]
     login = Login(
@@ -236,6 +238,17 @@ def test_guesses_of_a_client_delay_another_by_one_check(stream: Stream) -> None:
     assert checked.asked == ["user0", "user3", "user4", "user1", "user5", "user2"]
     queue.stop(SECONDS)
     assert not log.lines
+
+
+def test_suspects_alone_are_checked_with_the_memory_of_suspects(stream: Stream) -> None:
+    checked = Checked(stream, "alice", "bob")
+    checked.fail("alice", OTHER)
+    suspect, first = checked.begin("alice"), checked.begin("bob")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(checked.suspect.run).result(SECONDS)
+        pool.submit(checked.clean.run).result(SECONDS)
+    assert suspect.go_on() is not None and first.go_on() is not None
+    assert checked.asked == ["alice", "alice", "bob"] and checked.suspects == ["alice"]
 
 
 def test_thread_of_a_lane_has_a_low_priority(stream: Stream) -> None:

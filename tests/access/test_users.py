@@ -198,9 +198,11 @@ class TestMemory:
         assert users.check(b"alice", b"secret") == "alice"
         assert users.check(b"alice", b"wrong") is None
 
-    def run(self, monkeypatch: pytest.MonkeyPatch, cost: int, checks: int) -> int:
+    def run(
+        self, monkeypatch: pytest.MonkeyPatch, cost: int, checks: int, suspects: int = 0
+    ) -> int:
         """Run checks side by side; return how many were computed at the same time at most."""
-        limit = users_module.MEMORY_LIMIT // (cost << 10)
+        limit = users_module.MEMORY_LIMIT // (cost << 10) * (2 if suspects else 1)
         together = threading.Barrier(min(checks, limit or 1), timeout=60)
         lock, running, most = threading.Lock(), 0, 0
 
@@ -217,7 +219,8 @@ class TestMemory:
         users = Users({"alice": hash_password("secret", 1024).replace("$1024$", f"${cost}$")})
         monkeypatch.setattr(_hashlib, "scrypt", scrypt)
         threads = [
-            threading.Thread(target=users.check, args=(b"alice", b"wrong")) for _ in range(checks)
+            threading.Thread(target=users.check, args=(b"alice", b"wrong", number < suspects))
+            for number in range(checks)
         ]
         for thread in threads:
             thread.start()
@@ -236,6 +239,16 @@ class TestMemory:
     ) -> None:
         assert self.run(monkeypatch, 16384, 6) == 1
         assert self.run(monkeypatch, 32768, 3) == 1
+
+    def test_first_login_does_not_wait_for_the_check_of_a_suspect(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.run(monkeypatch, 16384, 2, suspects=1) == 2
+
+    def test_checks_beyond_the_memory_limit_run_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.run(monkeypatch, 32768, 3, suspects=2) == 1
 
 
 class TestHash:

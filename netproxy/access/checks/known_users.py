@@ -21,8 +21,11 @@ class KnownUsers(Protocol):
     def stamp(self, user: str) -> object:
         """Return what stays equal while a login is valid, None for an unknown user."""
 
-    def check(self, name: bytes, password: bytes) -> str | None:
-        """Return the user's name if the password is right, else None.  Raises LoginUnavailable."""
+    def check(self, name: bytes, password: bytes, is_suspect: bool = False) -> str | None:
+        """Return the user's name if the password is right, else None.  Raises LoginUnavailable.
+
+        `is_suspect`: the check may not hold the memory that first logins wait for.
+        """
 
     def recall(self, user: str, password: bytes) -> bool | None:
         """Return whether a password was right before; None if none of the user was."""
@@ -40,7 +43,7 @@ class Nobody:
     def stamp(self, user: str) -> None:
         """Return None: every user is unknown."""
 
-    def check(self, name: bytes, password: bytes) -> None:
+    def check(self, name: bytes, password: bytes, is_suspect: bool = False) -> None:
         """Return None: no password is right."""
 
     def recall(self, user: str, password: bytes) -> None:

@@ -3,7 +3,8 @@
 A check of a hash takes a processor and memory, on purpose.  Each lane makes one check at a time,
 fairly by client.  The second lane is for suspects: clients that have failed lately, and names for
 which a password was wrong lately.  Its thread has a lower priority.  A suspect loses nothing but
-time.  The choice depends on failures alone, and so tells nobody which users there are.
+time.  The choice depends on failures alone, and so tells nobody which users there are.  Each lane
+has memory of its own: a first login never waits for the check of a suspect that has begun.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class PasswordLanes:
         """The hashes of names, each with the time of its last failure, oldest first."""
         self._held: dict[tuple[str, str], int] = {}
         """How many checks wait or run, by client and name."""
+        self._suspects_thread = 0
+        """The thread that checks a suspect at the moment, 0 if none does."""
 
     def submit(self, task: LoginTask) -> None:
         """Run a check as soon as it is its client's turn, or drop it.  Does not block."""
@@ -82,8 +85,19 @@ class PasswordLanes:
                 del self._names[next(iter(self._names))]
             self._names[name] = time.monotonic()
 
+    def begin_suspect(self) -> None:
+        """Note that this thread checks a suspect; lower its priority."""
+        self._suspects_thread = threading.get_ident()
+        _lower_priority()
+
+    def serves_suspects(self) -> bool:
+        """Return whether this thread checks a suspect."""
+        return threading.get_ident() == self._suspects_thread
+
     def leave(self, key: tuple[str, str]) -> None:
-        """Count a check out."""
+        """Count a check out.  Thread: that of its lane, if it was made."""
+        if self.serves_suspects():
+            self._suspects_thread = 0
         with self._lock:
             self._held[key] -= 1
             if not self._held[key]:
@@ -107,7 +121,7 @@ class _Turn:
             self._lanes.distrust(self)
             return
         if self.is_suspect:
-            _lower_priority()
+            self._lanes.begin_suspect()
         try:
             self._task.run()
         finally:
