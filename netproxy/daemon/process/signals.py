@@ -46,11 +46,12 @@ def hold_signals() -> None:
     """Block the signals, which threads inherit: the main thread alone gets them, by waiting.
 
     A thread that a preloaded library has begun before takes a signal while the main thread does
-    not wait: without a handler it would end the daemon.
+    not wait: without a handler it would end the daemon.  Its own system calls go on.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS - {signal.SIGCHLD}:
         signal.signal(number, _keep)
+        signal.siginterrupt(number, False)
 
 
 def _keep(number: int, frame: FrameType | None) -> None:
