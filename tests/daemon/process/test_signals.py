@@ -66,10 +66,14 @@ hold_signals()
 kept = SIGNALS - {signal.SIGCHLD}  # which only tells the main thread to look sooner
 for number in kept:
     os.kill(os.getpid(), number)
-found = {int(signal.sigwait(SIGNALS)) for _ in kept}
+found = set()
+while found != kept:
+    # A signal may reach the other thread while this one waits: then it is found the next time.
+    received = signal.sigtimedwait(kept, 0.1)
+    found |= {received.si_signo} if received else set()
 os.write(writer, b"!")
 thread.join()
-print(found == set(map(int, kept)), counts, buffer.value)
+print(counts, buffer.value)
 """
 
 
@@ -77,7 +81,7 @@ def test_threads_of_libraries_take_no_signal_away() -> None:
     """Hazard 142.  libfiu's thread begins before the daemon."""
     command = [sys.executable, "-c", EARLY_THREAD]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True [1] b'!'\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1] b'!'\n", "")
 
 
 @pytest.mark.parametrize("failing", ["look", "reload", "status"])
