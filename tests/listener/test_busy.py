@@ -51,7 +51,7 @@ def lent(make: Callable[..., TcpRig], names: Names, monkeypatch: pytest.MonkeyPa
     """A listener whose socket the poller has: it is busy with its first connection."""
     monkeypatch.setattr(busy, "BUSY_ACCEPTS", 1)
     monkeypatch.setattr(busy, "BUSY_SECONDS", float("inf"))
-    monkeypatch.setattr(busy, "QUIET_SECONDS", 60.0)
+    monkeypatch.setattr(busy, "QUIET_SECONDS", 10 * SECONDS)
     rig = make()
     rig.configure(names)
     rig.listener.start()

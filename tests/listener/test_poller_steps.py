@@ -272,7 +272,7 @@ class TestFollowingWait:
         self, log: Lines, pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However seldom the poller looks at the deadlines otherwise."""
-        monkeypatch.setattr(poller_module, "TICK", 60.0)
+        monkeypatch.setattr(poller_module, "TICK", 10 * SECONDS)
         poller = Poller(log)
         poller.start()
         ours, theirs = pair()
@@ -431,7 +431,7 @@ class TestDeadlines:
 
     @pytest.fixture
     def poller(self, log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller]:
-        monkeypatch.setattr(poller_module, "TICK", 60.0)
+        monkeypatch.setattr(poller_module, "TICK", 10 * SECONDS)
         poller = Poller(log)
         poller.start()
         yield poller

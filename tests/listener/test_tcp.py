@@ -248,7 +248,7 @@ class TestAcceptErrors:
     def test_connection_that_left_before_it_was_accepted_costs_no_pause(
         self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tcp_module, "ACCEPT_PAUSE", 60.0)
+        monkeypatch.setattr(tcp_module, "ACCEPT_PAUSE", 10 * SECONDS)
         rig = make()
         self.fail_accept(monkeypatch, errno.ECONNABORTED, errno.EPERM)
         rig.listener.start()

@@ -89,7 +89,7 @@ def test_broadcast_address_fails_at_once() -> None:
 def test_second_address_is_tried_at_once_when_the_first_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 60.0)
+    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 10 * SECONDS)
     with refusing() as first, listen() as listening:
         with connect([first, address_of(listening)], 30.0) as sock, listening.accept()[0]:
             assert sock.getpeername() == listening.getsockname()
@@ -118,7 +118,7 @@ def test_deadline_is_for_all_addresses_together(monkeypatch: pytest.MonkeyPatch)
         return begin(address, options)
 
     monkeypatch.setattr(connect_module, "_begin", count)
-    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 60.0)
+    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 10 * SECONDS)
     with black_hole() as first, black_hole() as second, black_hole() as third:
         assert reason([first, second, third], 0.3) is Reason.TIMEOUT
         assert third not in tried

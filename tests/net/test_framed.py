@@ -998,7 +998,7 @@ class TestEndOfAConnection:
             assert rest.seconds == [0.0]
 
     def test_shutdown_ends_the_rest_of_a_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(framed, "REST_SECONDS", 60.0)
+        monkeypatch.setattr(framed, "REST_SECONDS", 10 * SECONDS)
         with open_rig(Capsules(TARGET), FramedConn) as rig:
             rig.peer.close()
             wait_until(lambda: rig.receive() == [] and rig.framed.ended)

@@ -377,7 +377,7 @@ class TestClosing:
     def test_staged_close_reads_a_limited_number_of_bytes(
         self, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(stream_module, "LINGER_SECONDS", 60.0)
+        monkeypatch.setattr(stream_module, "LINGER_SECONDS", 10 * SECONDS)
         stream, peer = pair
 
         def flood() -> None:

@@ -132,7 +132,7 @@ class TestManyClients:
     def test_silent_chatty_and_deaf_clients_delay_nobody(
         self, tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control_client, "SECONDS", 60.0)
+        monkeypatch.setattr(control_client, "SECONDS", 10 * SECONDS)
         gate = threading.Event()
         commands = {
             **COMMANDS,
@@ -193,7 +193,7 @@ class TestManyClients:
         self, serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(control_server, "CLIENTS_LIMIT", 2)
-        monkeypatch.setattr(control_client, "SECONDS", 60.0)
+        monkeypatch.setattr(control_client, "SECONDS", 10 * SECONDS)
         server = serve()
         with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
             for client in (first, second):
@@ -381,7 +381,7 @@ def test_accept_without_descriptors_pauses_and_goes_on(tmp_path: Path, log: Line
 def test_pause_does_not_delay_the_stop(
     tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_server, "ACCEPT_PAUSE", 60.0)
+    monkeypatch.setattr(control_server, "ACCEPT_PAUSE", 10 * SECONDS)
     server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
     paused, wait = threading.Event(), server._stopped.wait
     exhausted = Exhausted(server, 1)
@@ -406,7 +406,8 @@ def test_pause_does_not_delay_the_stop(
 def test_silent_client_does_not_delay_the_stop(
     serve: Callable[[], ControlServer], said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_client, "SECONDS", 60.0)
+    monkeypatch.setattr(control_client, "SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(control_server, "STOP_SECONDS", 10 * SECONDS)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(SECONDS)
