@@ -735,7 +735,9 @@ class TestSignals:
 
         assert served.run(["-c", file(PATIENT)], meanwhile) == 0
 
-    def test_drain_ends_after_its_timeout(self, served: Served, file: Callable[[str], str]) -> None:
+    def test_drain_ends_after_its_timeout(
+        self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
         def meanwhile() -> None:
             with served.greet() as sock:
                 signal_us(signal.SIGTERM)
@@ -748,6 +750,7 @@ class TestSignals:
             )
             == 0
         )
+        assert " info stopping: 1 connections are cut after 0.2 s\n" in capfd.readouterr().err
 
 
 def refuses(address: Address) -> bool:

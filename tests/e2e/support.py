@@ -362,8 +362,8 @@ class Netproxyd:
     def finish(self) -> None:
         """Check what must hold after every test, and end the daemon.
 
-        It runs, answers a client, has no descriptor more than before, exits with 0 on SIGTERM, and
-        has logged no fault.
+        It runs, answers a client, has no descriptor more than before, exits with 0 on SIGTERM
+        without a connection that it must cut, and has logged no fault.
         """
         try:
             if not self.ended:
@@ -379,6 +379,9 @@ class Netproxyd:
                     )
                 self.signal(signal.SIGTERM)
                 assert self.wait(SECONDS) == 0
+                # The drain may have ended because its time was up, within the same wait.
+                cut = self.lines("stopping: .* are cut")
+                assert not cut, f"{cut[0]}:\n{self.log[-2000:]}"
             self.check_log()
         finally:
             if self.process.poll() is None:

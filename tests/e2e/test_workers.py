@@ -544,7 +544,7 @@ def test_successor_has_the_configuration_in_force(
 def test_term_lets_flows_of_all_workers_finish(
     netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho
 ) -> None:
-    daemon = netproxyd(*TWO, config=configuration(listener(), more="timeouts: {drain: 60s}"))
+    daemon = netproxyd(*TWO, config=configuration(listener(), more="timeouts: {drain: 600s}"))
     pids = daemon.workers()
     with ExitStack() as stack:
         flows = on_all(daemon, tcp_echo, stack)
@@ -569,7 +569,7 @@ def test_term_lets_associations_within_tls_finish(
 ) -> None:
     """One worker has the keys of a connection, the other one its association."""
     config = configuration(
-        listener(more=f"tls: {certificates().listener()}"), more="timeouts: {drain: 60s}"
+        listener(more=f"tls: {certificates().listener()}"), more="timeouts: {drain: 600s}"
     )
     daemon = netproxyd(*TWO, config=config)
     daemon.answers = lambda seconds=0.0: True  # type: ignore[method-assign]
@@ -602,7 +602,7 @@ def test_datagrams_come_to_their_workers_while_others_have_ended(
     netproxyd: Start, udp_echo: UdpEcho, workers: int
 ) -> None:
     """A worker that has drained leaves the group; the others keep their places."""
-    daemon = netproxyd("-w", str(workers), config=listener_alone("timeouts: {drain: 60s}"))
+    daemon = netproxyd("-w", str(workers), config=listener_alone("timeouts: {drain: 600s}"))
     with ExitStack() as stack:
         hosts = [host for host in CLIENTS if owner(host, workers) == workers - 1]
         clients = [stack.enter_context(Client(daemon.server, host)) for host in hosts]

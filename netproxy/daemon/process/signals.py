@@ -210,6 +210,9 @@ class Served:
             if received is not None and received.si_signo in STOP_SIGNALS:
                 break
             self._obey_while_draining(received)
+        else:
+            if left := daemon.live:
+                self._log.info("stopping: %d connections are cut after %g s", left, seconds)
         # Signals that came with the end, at most one of each: more cannot put the end off.
         for _ in SIGNALS:
             self._obey_while_draining(signal.sigtimedwait(SIGNALS, 0))
