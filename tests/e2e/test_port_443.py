@@ -97,6 +97,7 @@ listeners:
 - {{name: main, listen: '{LOOPBACK}:0', tls: {files.listener()}}}
 - {{name: agents, protocol: tunnel, listen: '{LOOPBACK}:0', tls: {files.listener()}}}
 tunnel: {{bridge: {{agents: {{home: {{token: {TOKEN}}}}}}}}}
+timeouts: {{handshake: 600s}}
 """,
         )
         port = daemon.tcp_ports[1]

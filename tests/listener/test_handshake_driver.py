@@ -73,7 +73,7 @@ def start(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> Start
     """Return a function that starts a listener with such a handler."""
     monkeypatch.setattr(poller_module, "TICK", 0.02)
 
-    def start(threads: int = 8, handshake: float = 5.0) -> tuple[TcpRig, Lines]:
+    def start(threads: int = 8, handshake: float = 10 * SECONDS) -> tuple[TcpRig, Lines]:
         rig, lines = make(threads), Lines()
         rig.configure(lines, handshake)
         rig.listener.start()

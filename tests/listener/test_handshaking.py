@@ -14,7 +14,7 @@ from netproxy.interfaces.connections import Blocking, Handshake, Stream
 from netproxy.listener.shedding import Handshakes
 from netproxy.net.stream import complete
 from tests.support.pools import Gate
-from tests.support.sockets import nothing_comes, read_to_end, wait_until
+from tests.support.sockets import SECONDS, nothing_comes, read_to_end, wait_until
 from tests.support.tcp import TcpRig
 
 LIMIT = 3
@@ -25,7 +25,7 @@ class Bytewise:
     """A handler that returns each byte.  "w" ends the handshake, "." the connection."""
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
-        stream.limit(60.0)
+        stream.limit(10 * SECONDS)
         while (byte := (yield from stream.read_some(1))) not in (b"", b"."):
             if byte == b"w":
                 stream.handshaking = False

@@ -86,8 +86,11 @@ class TcpRig:
         self.clients: list[socket.socket] = []
         self.closed = False
 
-    def configure(self, handler: Handler, handshake: float = 5.0) -> None:
-        """Set the handler of new connections, and the seconds of their handshake."""
+    def configure(self, handler: Handler, handshake: float = 10 * SECONDS) -> None:
+        """Set the handler of new connections, and the seconds of their handshake.
+
+        Unless a test tells them, no handshake is over before the test has waited in vain.
+        """
         self.listener.configure(handler, self.admission, handshake, self.handshakes)
 
     def connect(self, host: str = "", source: str = "") -> socket.socket:

@@ -137,7 +137,7 @@ class TestManyClients:
         commands = {
             **COMMANDS,
             "big": lambda request: "x" * 4_000_000,
-            "wait": lambda request: gate.wait(SECONDS),
+            "wait": lambda request: gate.wait(10 * SECONDS),
         }
         server = ControlServer(str(tmp_path / "socket"), commands, log)
         server.start()

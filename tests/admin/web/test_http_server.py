@@ -151,8 +151,11 @@ class TestServing:
         assert exchange(server, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         assert log.of("exception") == ["answering for metrics: a fault"]
 
-    def test_client_that_does_not_read_delays_nobody(self, server: HttpServer) -> None:
+    def test_client_that_does_not_read_delays_nobody(
+        self, monkeypatch: pytest.MonkeyPatch, server: HttpServer
+    ) -> None:
         """Hazard 116."""
+        monkeypatch.setattr(http_server, "SECONDS", 10 * SECONDS)
         with connect(server) as slow:
             slow.sendall(b"GET /big HTTP/1.0\r\n\r\n")
             slow.recv(1)
@@ -171,6 +174,7 @@ class TestServing:
         self, monkeypatch: pytest.MonkeyPatch, server: HttpServer
     ) -> None:
         """Hazard 116."""
+        monkeypatch.setattr(http_server, "SECONDS", 10 * SECONDS)
         monkeypatch.setattr(http_server, "CLIENTS_LIMIT", 3)
         clients = [connect(server) for _ in range(3)]
         wait_until(lambda: len(server._clients) == 3)
@@ -185,6 +189,7 @@ class TestServing:
         self, monkeypatch: pytest.MonkeyPatch, server: HttpServer
     ) -> None:
         """Hazard 116."""
+        monkeypatch.setattr(http_server, "SECONDS", 10 * SECONDS)
         monkeypatch.setattr(http_server, "CLIENTS_LIMIT", 4)
         clients = []
         for source in ("127.0.0.2", *["127.0.0.3"] * 9, "127.0.0.4"):

@@ -47,7 +47,8 @@ class Boss:
         self.questions, far_questions = socket.socketpair()
         self._ends = WorkerEnds(1, far_orders, far_questions, self.boxes[1][0], 2)
         self.worker = Worker(runtime, self.sockets, self._ends)
-        config = configuration(SPS % self.port)
+        # No handshake is over before a test has waited in vain.
+        config = configuration(SPS % self.port + "\ntimeouts: {handshake: 600s}")
         runtime.choose_batching(config.batching)
         self._plan = build(config, runtime, None)
         self._task: Task
