@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import sys
 import threading
 import time
 import types
@@ -20,7 +19,6 @@ from typing import Any, Iterator
 
 import pytest
 
-from netproxy.daemon.process.unloading import loaded_modules
 from netproxy.listener.pool import ThreadPool
 from tests.support.sockets import SECONDS
 
@@ -114,17 +112,6 @@ def _fail_if_incomplete(report: pytest.TestReport | pytest.CollectReport) -> Non
         if os.environ.get("CI") and MISSING.search(reason):
             report.outcome = "failed"
             report.longrepr = f"in CI every test runs: {reason}"
-
-
-@pytest.fixture(autouse=True)
-def unloaded_modules_come_back() -> Iterator[None]:
-    """Put modules back that a daemon has unloaded: tests have objects of them."""
-    before = {name: sys.modules[name] for name in loaded_modules()}
-    yield
-    for name, module in before.items():
-        sys.modules[name] = module
-        package, _, attribute = name.rpartition(".")
-        setattr(sys.modules[package], attribute, module)
 
 
 @pytest.fixture(autouse=True)

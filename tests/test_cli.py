@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -193,9 +192,8 @@ class TestCheck:
             seen.append(config)
             return real(config, *rest)
 
-        builder = import_module("netproxy.daemon.build")
-        real = builder.build
-        monkeypatch.setattr(builder, "build", build)
+        real = main.build
+        monkeypatch.setattr(main, "build", build)
         path = file(
             "rules: [{port: 22, via: direct}]\nauth: {url: 'https://a/'}\n"
             "users: {alice: {password: x, upstream: direct}}\n"

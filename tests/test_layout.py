@@ -71,7 +71,6 @@ LATE_OURS = {
     *("netproxy.access.removals", "netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.admin.control.places", "netproxy.daemon.process.options"),
     "netproxy.daemon.process.configuring",
-    "netproxy.daemon.build",
     *("netproxy.access.accounts.usage_file", "netproxy.access.accounts.usage_store"),
     # of several worker processes
     *("netproxy.access.accounts.collector", "netproxy.access.accounts.gauges"),

@@ -13,9 +13,9 @@ import time
 from netproxy.admin.content import DaemonContent
 from netproxy.admin.servers import Admin
 from netproxy.config.schema import Config
+from netproxy.daemon.build import build
 from netproxy.daemon.runtime import STOP_SECONDS, Runtime
 from netproxy.daemon.listening.specs import TcpSpec
-from netproxy.daemon.process.unloading import build_and_unload, build_first
 from netproxy.interfaces.services import DaemonState
 from netproxy.listener.manager import ListenerManager
 from netproxy.listener.tcp import TcpListener
@@ -66,7 +66,7 @@ class Daemon:
         )
         self._admin = Admin(DaemonContent(self, log), log)
         # The running plan, replaced whole; until start() one that has nothing.
-        self._plan = build_first(runtime)
+        self._plan: Plan = build(Config(()), runtime, None)
         self._batching = Config(()).batching
         """As configured at the start: what a reload cannot change."""
         # Stopped, with connections that may still be running.
@@ -80,7 +80,7 @@ class Daemon:
         Raises ConfigError, or ListenError if a socket cannot be bound or no thread can be had.
         """
         self._runtime.choose_batching(config.batching)
-        self.start_plan(build_and_unload(config, self._runtime, None))
+        self.start_plan(build(config, self._runtime, None))
 
     def start_plan(self, plan: Plan) -> None:
         """Listen and serve as start() does, with a plan for this daemon's runtime."""
@@ -105,7 +105,7 @@ class Daemon:
 
         Raises ConfigError or ListenError, and then nothing has changed.
         """
-        plan = build_and_unload(config, self._runtime, self._plan)
+        plan = build(config, self._runtime, self._plan)
         return PreparedReload(self, plan.bind(self._manager, self._admin))
 
     def commit(self, bound: BoundPlan) -> None:

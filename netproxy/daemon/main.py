@@ -13,6 +13,7 @@ from functools import partial
 
 from netproxy import __version__
 from netproxy.config.schema import Config
+from netproxy.daemon.build import build, build_for_questions
 from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import Runtime, raise_descriptor_limit
 from netproxy.daemon.process import late_modules
@@ -74,7 +75,6 @@ def _write(file: TextIO, lines: Iterable[str]) -> None:
 
 def _check(config: Config, quiet: bool) -> int:
     """Print what would listen and what each upstream can carry, for -t."""
-    from netproxy.daemon.build import build  # late: a daemon unloads it
     from netproxy.daemon.questions import PlanQuestions  # late: a daemon is seldom asked
 
     try:
@@ -91,9 +91,7 @@ def _check(config: Config, quiet: bool) -> int:
 
 def _explain(config: Config, flow: str) -> int:
     """Print what would happen to a flow, for --explain."""
-    # late: as above
-    from netproxy.daemon.build import build_for_questions
-    from netproxy.daemon.questions import PlanQuestions
+    from netproxy.daemon.questions import PlanQuestions  # late: as above
 
     runtime = Runtime(Log("error"))
     try:
