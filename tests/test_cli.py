@@ -589,7 +589,7 @@ class TestServing:
     ) -> None:
         """Hazard 98.  systemd starts the daemon again."""
         monkeypatch.setattr(signals, "LOOK_SECONDS", 0.01)
-        monkeypatch.setattr(Daemon, "dead_thread", lambda _: "janitor")
+        monkeypatch.setattr(Daemon, "look", lambda _: "janitor")
         assert cli.main(["-l", LISTENER]) == 70
         assert "error the thread 'janitor' has died" in capfd.readouterr().err
 

@@ -1,8 +1,8 @@
 """The daemon: starts, reloads, drains and stops over a plan, and tells what it is doing.
 
 daemon.build makes a Plan of each configuration; daemon.plan puts it into force, all or nothing.
-The runtime has what all plans share.  Methods run on the main thread, except those that only
-read: the control socket's and the metrics listener's threads call them.
+The runtime has what all plans share.  Methods that only read are called by the threads of the
+control socket and of the metrics listener, all others by the main thread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from netproxy.config.schema import Config
 from netproxy.daemon.build import build
 from netproxy.daemon.runtime import STOP_SECONDS, Runtime
 from netproxy.daemon.listening.specs import TcpSpec
+from netproxy.errors import ConfigError
 from netproxy.interfaces.services import DaemonState
 from netproxy.listener.manager import ListenerManager
 from netproxy.listener.tcp import TcpListener
@@ -101,12 +102,12 @@ class Daemon:
             self._runtime.log.warning(message, config.workers)
 
     def prepare(self, config: Config) -> PreparedReload:
-        """Bind and start what a configuration adds.
-
-        Raises ConfigError or ListenError, and then nothing has changed.
-        """
-        plan = build(config, self._runtime, self._plan)
-        return PreparedReload(self, plan.bind(self._manager, self._admin))
+        """Bind and start what a configuration adds.  Raises ConfigError, ListenError."""
+        try:
+            plan = build(config, self._runtime, self._plan)
+            return PreparedReload(self, plan.bind(self._manager, self._admin))
+        except OSError as error:  # no descriptor or no memory is left, for a module too
+            raise ConfigError(f"cannot reload: {error.strerror}") from error
 
     def commit(self, bound: BoundPlan) -> None:
         """Put a configuration into force."""
@@ -240,10 +241,8 @@ class Daemon:
         dead = [thread.name for thread in (*threads, *listeners) if not thread.is_alive()]
         return dead[0] if dead else self._plan.tunnels.dead_thread()
 
-    def look(self) -> str:
-        """Return the name of what must live and does not; call it now and then."""
-        return self.dead_thread()
-
+    look = dead_thread
+    """What the main thread calls now and then."""
     look_seconds = math.inf
     """Until look() should be called again, at the latest; a limit of the caller's own counts."""
     answers = True  # whether all that serves has answered lately
@@ -254,8 +253,8 @@ class Daemon:
 
     def summary(self) -> str:
         """Return what is listening, for a log line."""
-        addresses = [f"{one.network} {one.address}" for one in self._manager.listeners]
-        return ", ".join(addresses) or "nothing"
+        listeners = self._manager.listeners
+        return ", ".join(f"{one.network} {one.address}" for one in listeners) or "nothing"
 
     def status(self) -> Iterator[str]:
         """Yield the status for the log, line by line."""

@@ -63,8 +63,8 @@ class Pace(Protocol):
     mark: int
     """The direction may carry bytes until its own count of them reaches this number."""
     lease: int
-    """A read that begins before the mark may carry so many bytes, some of them beyond the mark:
-    they are of the next lease, which is counted already."""
+    """A read that begins before the mark may carry up to this many bytes.  Those beyond the mark
+    belong to the next lease, which the limits have counted."""
 
     def renew(self, moved: int) -> int:
         """Return how many bytes may be carried now, 0 if none.  `moved`: the count so far.

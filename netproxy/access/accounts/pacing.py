@@ -200,7 +200,7 @@ class LeasedPace:
         self._lock = lock
         self._buckets: Sequence[Bucket] = ()
         self.mark = UNLIMITED
-        # The next lease.
+        # Bytes of the next lease, which the buckets have counted.
         self.lease = 0
         # When it begins, in monotonic seconds.
         self._begins = 0.0

@@ -1,6 +1,6 @@
 """Serves until a signal ends the daemon: the main thread's loop.
 
-The main thread waits for signals with sigwait, so that no signal handler interrupts anything.
+The main thread waits for signals with sigtimedwait, so that nothing is interrupted.
 SIGHUP reloads the file; running connections continue, and a file with errors changes nothing.
 SIGTERM and SIGINT stop accepting and let running connections finish, for at most `timeouts.drain`;
 a second one stops at once.  SIGUSR1 writes the status to the log, SIGUSR2 opens the access file
@@ -13,10 +13,11 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 from netproxy.errors import NetProxyError
 from netproxy.observe import notify
-from netproxy.typed import TYPE_CHECKING, Callable
+from netproxy.typed import TYPE_CHECKING, Callable, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from netproxy.daemon.workers.parent import Parent
     from netproxy.observe.log import Log
     from netproxy.remote_lists.keeper import ListKeeper
+
+T = TypeVar("T")
 
 FINE, INTERNAL = 0, 70
 """Exit statuses of sysexits(3)."""
@@ -46,7 +49,8 @@ def hold_signals() -> None:
     """Block the signals, which threads inherit: the main thread alone gets them, by waiting.
 
     A thread that a preloaded library has begun before takes a signal while the main thread does
-    not wait: without a handler it would end the daemon.  Its own system calls go on.
+    not wait: without a handler it would end the daemon.  Its own system calls go on, those that
+    can (signal(7)).
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS - {signal.SIGCHLD}:
@@ -100,28 +104,30 @@ class Served:
             if received is not None and received.si_signo in STOP_SIGNALS:
                 self._drain(self._config.timeouts.drain)
                 return FINE
-            try:
-                dead = daemon.look()
-                self._go_on(received)
-            except Exception:
-                # A call has failed that never should.  What is served goes on.
-                self._log.exception("obeying signals")
-                continue
+            dead = self._attempt("looking for dead threads and workers", daemon.look)
             if dead:
                 self._log.error("the thread '%s' has died", dead)
                 daemon.stop()
                 return INTERNAL
+            # A watchdog is told nothing if the look has failed.
+            if dead is not None and daemon.answers:
+                watchdog.ping(time.monotonic())
+            if self._lists is not None and self._lists.take_changed():
+                self._renew_lists()
+            if received is None or received.si_signo == signal.SIGCHLD:
+                continue
+            if received.si_signo == signal.SIGHUP:
+                self._reload()
+            else:
+                self._attempt("obeying a signal", partial(self._obey, received))
 
-    def _go_on(self, received: signal.struct_siginfo | None) -> None:
-        """Do what is due, and obey a signal that does not end the daemon."""
-        if self._daemon.answers:
-            self._watchdog.ping(time.monotonic())
-        if self._lists is not None and self._lists.take_changed():
-            self._renew_lists()
-        if received is not None and received.si_signo == signal.SIGHUP:
-            self._reload()
-        elif received is not None:
-            self._obey(received)
+    def _attempt(self, doing: str, call: Callable[[], T]) -> T | None:
+        """Return what a call returns, None if it fails: that ends nothing of what is served."""
+        try:
+            return call()
+        except Exception:
+            self._log.exception(doing)
+            return None
 
     def _obey(self, received: signal.struct_siginfo) -> bool:
         """Obey a signal that changes nothing of what is served; return False for any other."""
@@ -137,27 +143,32 @@ class Served:
         """Read the file again and put it into force."""
         notify.reloading()
         ended = self._daemon.begin_reload()
-        errors: list[str] = []
+        errors = self._apply()
+        for line in errors:
+            self._log.error("not reloaded: %s", line)
+        if not errors:
+            self._log.info("reloaded; serves %s", self.text)
+            self._attempt("keeping lists", self._keep_lists)
+        ended(errors)
+        outcome = "not reloaded, " if errors else ""
+        notify.ready(f"{outcome}serves {self._daemon.summary()}")
+
+    def _apply(self) -> list[str]:
+        """Put what the file says into force; return the errors, with which nothing has changed."""
         try:
             fresh = self._read(self._watch)
+        except NetProxyError as error:
+            return str(error).split("\n")
+        except Exception:
+            self._log.exception("reading the configuration")
+            return [FAULT]
+        try:
             self._daemon.reload(fresh)
         except NetProxyError as error:
-            errors = str(error).split("\n")
-            for line in errors:
-                self._log.error("not reloaded: %s", line)
-            outcome = "not reloaded, "
-        except Exception:
-            self._log.exception("reloading")
-            errors = [FAULT]
-            outcome = "not reloaded, "
-        else:
-            self._config = fresh
-            self._log.configure(*fresh.log)
-            self._log.info("reloaded; serves %s", self.text)
-            self._keep_lists()
-            outcome = ""
-        ended(errors)
-        notify.ready(f"{outcome}serves {self._daemon.summary()}")
+            return str(error).split("\n")
+        self._config = fresh
+        self._log.configure(*fresh.log)
+        return []
 
     def _watch(self) -> None:
         """Do what cannot wait until the file is read.  Raises NetProxyError at a stop signal."""
@@ -222,7 +233,8 @@ class Served:
     def _obey_while_draining(self, received: signal.struct_siginfo | None) -> None:
         if received is None:
             return
-        if not self._obey(received) and received.si_signo == signal.SIGHUP:
+        obeyed = self._attempt("obeying a signal", partial(self._obey, received))
+        if obeyed is False and received.si_signo == signal.SIGHUP:
             self._log.error("not reloaded: %s", NO_RELOAD)
             # A client of the control socket may have asked for the reload before the drain.
             self._daemon.begin_reload()([NO_RELOAD])

@@ -79,23 +79,34 @@ def send(sock: socket.socket, message: Message) -> None:
 def receive(sock: socket.socket, seconds: float | None = None) -> Message | None:
     """Return the next message, None if there is none within `seconds` (None: no limit).
 
-    None as well, after a pause, if the kernel has no memory for it: the message waits.
+    While the kernel has no memory for it, a message waits.
     Raises EOFError once all senders are gone, OSError.
     """
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            return _receive(sock, seconds)
+        except OSError as error:
+            if error.errno not in _NO_MEMORY:
+                raise
+        time.sleep(PAUSE)
+        if end is not None:
+            seconds = end - time.monotonic()
+            if seconds <= 0:
+                return None
+
+
+def _receive(sock: socket.socket, seconds: float | None) -> Message | None:
+    """Return the next message as receive() does, but raise all errors."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not poll.poll(None if seconds is None else seconds * 1000):
+        return None
     try:
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        if not poll.poll(None if seconds is None else seconds * 1000):
-            return None
         data, passed, flags, _ = sock.recvmsg(
             MESSAGE_LIMIT, _PASSED_LIMIT, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         )
     except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno not in _NO_MEMORY:
-            raise
-        time.sleep(PAUSE)
         return None
     if not data:
         raise EOFError

@@ -215,7 +215,11 @@ class Worker:
             self._sockets.add((network, address), next(sockets) if is_given else None)
 
     def _prepare(self, order: Message) -> None:
-        content = read_file(order.descriptors[0]) if order.is_whole else b""
+        try:
+            content = read_file(order.descriptors[0]) if order.is_whole else b""
+        except OSError as error:
+            self._say("refused", error=f"cannot reload: {error.strerror}", listen=False)
+            return
         if self._has_lost_sockets or not order.is_whole:
             self._say("refused", error=NO_DESCRIPTOR % self._ends.number, listen=True)
             return

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -84,42 +85,95 @@ def test_threads_of_libraries_take_no_signal_away() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1] b'!'\n", "")
 
 
-@pytest.mark.parametrize("failing", ["look", "reload", "status"])
-def test_main_thread_outlives_calls_that_fail(
-    failing: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Hazard 181.  Who has asked for the reload is told."""
-    told: list[list[str]] = []
-    calls = {"look": lambda: "", "reload": lambda config: None, "status": lambda: ()}
+class Failing:
+    """A daemon with one call that fails, and what a reload of it has told."""
 
-    def fail(*arguments: object) -> None:
-        raise OSError(errno.ENOMEM, "no memory")
+    def __init__(self, failing: str) -> None:
+        self.told: list[list[str]] = []
+        self.calls: list[str] = []
+        daemon: Any = SimpleNamespace(
+            answers=True,
+            look_seconds=0.0,
+            live=0,
+            default_upstream="",
+            begin_reload=lambda: self.told.append,
+        )
+        for name in ("look", "reload", "status", "summary", "stop_accepting", "stop"):
+            setattr(daemon, name, partial(self._call, name, name == failing))
+        self.daemon = daemon
 
-    daemon: Any = SimpleNamespace(
-        answers=True,
-        look_seconds=0.0,
-        live=0,
-        default_upstream="",
-        begin_reload=lambda: told.append,
-    )
-    for name, call in (calls | {failing: fail}).items():
-        setattr(daemon, name, call)
-    for name in ("summary", "stop_accepting", "stop", "reopen_log"):
-        setattr(daemon, name, str)
-    received = iter((signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, None))
+    def _call(self, name: str, fails: bool, *arguments: object) -> str:
+        self.calls.append(name)
+        if fails:
+            raise OSError(errno.ENOMEM, "no memory")
+        return ""
+
+
+def give(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Let the main thread receive signals, one at each look, and then none."""
+    left = iter(numbers)
 
     def wait(signals: object, seconds: float) -> object:
-        number = next(received, None)
+        number = next(left, None)
         return number and SimpleNamespace(si_signo=number)
 
     monkeypatch.setattr(signals.signal, "sigtimedwait", wait)
+
+
+def fail_to_read(watch: Callable[[], None]) -> Config:
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+@pytest.mark.parametrize(
+    "failing, read, told",
+    [
+        ("look", read_nothing, [[]]),
+        ("status", read_nothing, [[]]),
+        ("", fail_to_read, [[signals.FAULT]]),
+    ],
+)
+def test_main_thread_outlives_calls_that_fail(
+    failing: str,
+    read: Callable[[Callable[[], None]], Config],
+    told: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Hazard 181.  Who has asked for the reload is told."""
+    daemon = Failing(failing)
+    give(monkeypatch, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM)
     log = Log("error")
     try:
-        assert Served(daemon, Config(()), read_nothing, log).run() == 0
+        assert Served(daemon.daemon, Config(()), read, log).run() == 0
     finally:
         log.close()
     assert "internal error while " in capfd.readouterr().err
-    assert told == {"look": [], "status": [[]], "reload": [[signals.FAULT]]}[failing]
+    assert daemon.told == told and daemon.calls[-1] == "stop"
+
+
+def test_status_that_fails_does_not_keep_the_daemon_from_ending(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    daemon = Failing("status")
+    give(monkeypatch, signal.SIGTERM, signal.SIGUSR1)
+    log = Log("error")
+    try:
+        assert Served(daemon.daemon, Config(()), read_nothing, log).run() == 0
+    finally:
+        log.close()
+    assert daemon.calls[-1] == "stop"
+
+
+def test_failed_commit_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 181.  Half a configuration would be in force: the service manager starts it anew."""
+    daemon = Failing("reload")
+    give(monkeypatch, signal.SIGHUP)
+    log = Log("error")
+    try:
+        with pytest.raises(OSError):
+            Served(daemon.daemon, Config(()), read_nothing, log).run()
+    finally:
+        log.close()
 
 
 def test_start_without_an_answer_may_be_tried_again(

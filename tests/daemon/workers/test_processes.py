@@ -365,6 +365,7 @@ def test_worker_that_does_not_stop_is_killed(
     first, second = ours.fork_all()
     pid = second.pid
     ours.workers.tell(Message({"kind": "stop"}))
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
     ours.workers.stop()
     assert (first.ended, second.ended) == ("exit status 0", "SIGKILL")
     assert ours.log.of("error") == [f"worker 1 (pid {pid}) does not stop: killed"]
