@@ -63,6 +63,18 @@ def _keep(number: int, frame: FrameType | None) -> None:
     signal.pthread_kill(threading.get_ident(), number)
 
 
+def next_signal(seconds: float) -> signal.struct_siginfo | None:
+    """Return a signal that came within `seconds`, None if none did.
+
+    Of several a reload comes last: those that never end must not keep the others waiting.
+    """
+    pending = signal.sigpending()
+    for first in (STOP_SIGNALS, SIGNALS - {signal.SIGHUP}):
+        if first & pending:
+            return signal.sigtimedwait(first, 0)
+    return signal.sigtimedwait(SIGNALS, seconds)
+
+
 class Served:
     """A daemon that serves, with its configuration.  Thread: main."""
 
@@ -100,7 +112,7 @@ class Served:
         self._keep_lists()
         while True:
             seconds = min(LOOK_SECONDS, watchdog.seconds or LOOK_SECONDS, daemon.look_seconds)
-            received = signal.sigtimedwait(SIGNALS, max(0.0, seconds))
+            received = next_signal(max(0.0, seconds))
             if received is not None and received.si_signo in STOP_SIGNALS:
                 self._drain(self._config.timeouts.drain)
                 return FINE

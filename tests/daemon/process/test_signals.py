@@ -85,6 +85,19 @@ def test_threads_of_libraries_take_no_signal_away() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1] b'!'\n", "")
 
 
+def test_reload_comes_after_all_other_signals() -> None:
+    """Hazard 142.  The kernel would take SIGHUP first, and again and again."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    try:
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            signal.pthread_kill(threading.get_ident(), number)
+        received = [signals.next_signal(0) for _ in range(4)]
+        numbers = [one.si_signo for one in received if one is not None]
+        assert numbers == [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class Failing:
     """A daemon with one call that fails, and what a reload of it has told."""
 
