@@ -36,6 +36,9 @@ INVALID = {
     "SIP": b"INVITE sip:a@a.example SIP/2.0\r\n",
     "a long line": b"GET /" + b"a" * HEAD_LIMIT,
     "a long head": b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (HEAD_LIMIT // 6),
+    "a name beyond the limit": b"GET / HTTP/1.1\r\n"
+    + b"a: b\r\n" * (HEAD_LIMIT // 6)
+    + b"Host: a.example\r\n\r\n",
 }
 
 

@@ -26,6 +26,8 @@ def parse_request_host(data: bytes) -> str | None:
 
     Returns None if more bytes must come.  Raises ProtocolError if this is no HTTP/1 request.
     """
+    # The verdict must not depend on how many bytes beyond the limit have come at once.
+    data = data[:HEAD_LIMIT]
     first, end, rest = data.partition(b"\n")
     if not _LINE_START.match(first) or data.startswith(_HTTP2_PREFACE):
         raise ProtocolError("not an HTTP/1 request")

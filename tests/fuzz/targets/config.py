@@ -113,9 +113,10 @@ def _check_url(data: bytes) -> None:
     hop = accepted(parse_hop, text)
     if hop is None or hop.scheme in ("direct", "block", "tunnel"):
         return
-    parts = urllib.parse.urlsplit(text)
-    # Python's split strips and drops letters that no URL has: then there is nothing to compare.
-    if parts.geturl().rstrip("/?") != text.rstrip("/?"):
+    # Python's split refuses a lone bracket in a password: then there is nothing to compare.
+    parts = accepted(urllib.parse.urlsplit, text)
+    # It strips and drops letters that no URL has: then neither.
+    if parts is None or parts.geturl().rstrip("/?") != text.rstrip("/?"):
         return
     assert parts.scheme == hop.scheme and parts.port == hop.server.port
     assert (parts.hostname or "").lower() == hop.server.host
