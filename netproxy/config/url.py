@@ -91,7 +91,7 @@ def parse_host_port(text: str) -> Address:
     Raises ValueError for anything else.  The message does not repeat the text.
     """
     match = re.match(_HOST_PORT, text)
-    is_host = match and (pack_ip(match[1]) is not None if match[1] else _is_host(match[2]))
+    is_host = match and (_is_host(match[2]) if match[1] is None else pack_ip(match[1]) is not None)
     if not match or match[4] or not is_host or not 0 < int(match[3]) < 65536:
         hint = " (an IPv6 address in brackets: [v6]:port)" if with_brackets(text) else ""
         raise ValueError(f"must be host:port with a port between 1 and 65535{hint}")

@@ -122,6 +122,7 @@ class TestHostPort:
             "a/b:1",
             "a\nb:1",
             "host:1\n",
+            "[]:1",
         ],
     )
     def test_invalid_host_port_is_refused(self, text: str) -> None:
