@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Iterator
 
@@ -34,7 +35,7 @@ from tests.e2e.router import (
     rules,
     run_in,
 )
-from tests.e2e.support import SECONDS, Netproxyd, program
+from tests.e2e.support import SECONDS, Netproxyd, program, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -199,6 +200,24 @@ def test_reply_from_another_port_comes_from_there(net: Net, router: Netproxyd) -
             assert other.recvfrom(100) == (b"ack 1", mapped)
 
 
+def received(sock: socket.socket, source: tuple[str, int]) -> bytes:
+    """Return the next datagram from an address, b"" if none comes for a second."""
+    sock.settimeout(1)
+    try:
+        while True:
+            data, address = sock.recvfrom(100)
+            if address == source:
+                return data
+    except TimeoutError:
+        return b""
+
+
+def asked(sock: socket.socket, server: tuple[str, int], request: bytes) -> bytes:
+    """Send a request; return the server's answer, b"" if none comes for a second."""
+    sock.sendto(request, server)
+    return received(sock, server)
+
+
 def test_mapping_and_filtering_are_endpoint_independent(net: Net, router: Netproxyd) -> None:
     """What STUN (RFC 5780) finds out: one mapping for all servers, and strangers get in."""
     with (
@@ -207,13 +226,16 @@ def test_mapping_and_filtering_are_endpoint_independent(net: Net, router: Netpro
         udp(OTHER, net.internet.socket) as stranger,
         udp("0.0.0.0", net.client.socket) as client,
     ):
-        client.settimeout(SECONDS)
+        request = b"binding request"
         for server in (first, second):
-            client.sendto(b"binding request", server.address)
-            assert client.recvfrom(100) == (b"binding request", server.address)
-        assert first.sources == second.sources
-        stranger.sendto(b"unasked", first.sources[0])
-        assert client.recvfrom(100) == (b"unasked", stranger.getsockname())
+            ask = partial(asked, client, server.address, request)
+            assert wait_for(ask, SECONDS, "an answer") == request
+        (mapped,) = set(first.sources)
+        assert set(second.sources) == {mapped}
+        address = stranger.getsockname()
+        stranger.sendto(b"unasked", mapped)
+        unasked = wait_for(partial(received, client, address), SECONDS, "the stranger's datagram")
+        assert unasked == b"unasked"
 
 
 @pytest.mark.any_workers
