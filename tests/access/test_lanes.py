@@ -33,6 +33,15 @@ HASHED = hash_password("secret", 1024)
 PENALTY = Penalty(5, 600.0, 600.0)
 
 
+LOWER_PRIORITY = lanes_module._lower_priority
+
+
+@pytest.fixture(autouse=True)
+def tests_keep_their_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks run on the thread of the tests, whose priority could not be raised again."""
+    monkeypatch.setattr(lanes_module, "_lower_priority", str)
+
+
 class Checked:
     """A Login whose checks wait until they are run, and notes the names that are checked."""
 
@@ -251,7 +260,10 @@ def test_suspects_alone_are_checked_with_the_memory_of_suspects(stream: Stream) 
     assert checked.asked == ["alice", "alice", "bob"] and checked.suspects == ["alice"]
 
 
-def test_thread_of_a_lane_has_a_low_priority(stream: Stream) -> None:
+def test_thread_of_a_lane_has_a_low_priority(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "_lower_priority", LOWER_PRIORITY)
     checked = Checked(stream, "alice")
     checked.fail("alice", OTHER)
     login = checked.begin("alice")
