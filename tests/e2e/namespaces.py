@@ -16,6 +16,8 @@ from tests.e2e.support import SECONDS, program, wait_for
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+# The names of the namespaces that there are.
+_made: set[str] = set()
 
 
 class Namespace:
@@ -23,13 +25,17 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = f"netproxy-{os.getpid()}-{name}"
+        # Two networks of one module would be told apart by the names of their hosts.
+        assert self.name not in _made, f"there is a host '{name}' already"
+        # One of a run that was killed, whose number this process has got.
+        command = [program("ip"), "netns", "delete", self.name]
+        subprocess.run(command, capture_output=True)
         process = subprocess.run(
             [program("ip"), "netns", "add", self.name], capture_output=True, text=True
         )
-        # Two networks of one module would be told apart by the names of their hosts.
-        assert "File exists" not in process.stderr, f"there is a host '{name}' already"
         if process.returncode:
             pytest.skip(f"ip netns add: {process.stderr.strip()}")
+        _made.add(self.name)
         self.ip("link", "set", "lo", "up")
 
     def ip(self, *arguments: str) -> str:
@@ -91,6 +97,7 @@ class Namespace:
     def remove(self) -> None:
         """Delete the namespace."""
         self._run(program("ip"), "netns", "del", self.name)
+        _made.discard(self.name)
 
     @staticmethod
     def _run(*command: str) -> str:
