@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 BUFFER = 4 << 20
 # The limit of a wait for a daemon to start, answer or end.
-SECONDS = 30.0
+SECONDS = 60.0
 PORT = re.compile(r"tcp 127\.0\.0\.1:(\d+)")
 LIVE = re.compile(r" connections=(\d+) .*\n")
 TICK = os.sysconf("SC_CLK_TCK")

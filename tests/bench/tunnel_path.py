@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import Process
 from typing import Iterator, NamedTuple
 
-from rig import BUFFER, LOOPBACK, SECONDS, SOL_UDP, UDP_GRO, Netproxyd, free_port, print_row
+from rig import BUFFER, LOOPBACK, SOL_UDP, UDP_GRO, Netproxyd, free_port, print_row
 
 from tests.e2e.namespaces import Namespace, hosts
 from tests.support.certificates import certificates
@@ -222,11 +222,25 @@ def measure_latency(network: Network, flows: int, seconds: float) -> None:
 # -- throughput
 
 
-def count(sock: socket.socket, size: int, received: list[int]) -> None:
-    """Count datagrams of `size` bytes until an empty one comes."""
-    buffer = bytearray(65536)
-    while length := sock.recv_into(buffer):
-        received[0] += -(-length // size)
+@contextmanager
+def counting(sock: socket.socket, size: int) -> Iterator[list[int]]:
+    """Count the datagrams of `size` bytes that a socket receives."""
+    received, ended = [0], threading.Event()
+
+    def count() -> None:
+        poll, buffer = select.poll(), bytearray(65536)
+        poll.register(sock, select.POLLIN)
+        while not ended.is_set():
+            if poll.poll(100):
+                received[0] += -(-sock.recv_into(buffer) // size)
+
+    reader = threading.Thread(target=count)
+    reader.start()
+    try:
+        yield received
+    finally:
+        ended.set()
+        reader.join()
 
 
 def send(target: tuple[str, int], size: int, rate: float, seconds: float) -> int:
@@ -256,10 +270,7 @@ def measure_load(seconds: float, rate: float, size: int = 1200) -> None:
                 sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
                 sink.setsockopt(SOL_UDP, UDP_GRO, 1)
                 sink.bind((LOOPBACK, 0))
-                received = [0]
-                reader = threading.Thread(target=count, args=(sink, size, received))
-                reader.start()
-                with tunnel(by_udp, sink.getsockname()) as path:
+                with counting(sink, size) as received, tunnel(by_udp, sink.getsockname()) as path:
                     send((LOOPBACK, path.port), size, 100.0, 0.5)
                     time.sleep(1.5)
                     before, spent = received[0], path.processor_seconds()
@@ -270,8 +281,6 @@ def measure_load(seconds: float, rate: float, size: int = 1200) -> None:
                         (after - then) / max(1, passed) * 1e6
                         for then, after in zip(spent, path.processor_seconds(), strict=True)
                     ]
-                    sink.sendto(b"", sink.getsockname())
-                    reader.join(SECONDS)
                 rate_text = f"{passed / seconds:,.0f}"
                 lost = f"{100 * (1 - passed / max(1, sent)):.1f}"
                 load = name if pace else "  flooded"

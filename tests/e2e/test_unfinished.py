@@ -22,7 +22,7 @@ from tests.e2e.peers import (
     exactly,
     socks5,
 )
-from tests.e2e.support import LOOPBACK, SECONDS, SPARE_DESCRIPTORS, Netproxyd, environment, wait_for
+from tests.e2e.support import LOOPBACK, SECONDS, SPARE_DESCRIPTORS, Netproxyd, wait_for
 from tests.support.certificates import Certificates, certificates
 
 pytestmark = pytest.mark.e2e
@@ -75,14 +75,11 @@ def files() -> Certificates:
 
 @pytest.fixture
 def daemon_with(netproxyd: Start, files: Certificates) -> Daemon:
-    """Return a function that starts a daemon with so many seconds for a handshake.
-
-    It runs without coverage, whose own memory would count as the daemon's.
-    """
+    """Return a function that starts a daemon with so many seconds for a handshake."""
 
     def start(handshake: int) -> Netproxyd:
         config = CONFIG.format(tls=files.listener(), handshake=handshake)
-        return netproxyd(config=config, env=environment(COVERAGE_PROCESS_START=""))
+        return netproxyd(config=config)
 
     return start
 

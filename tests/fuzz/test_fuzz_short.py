@@ -32,6 +32,7 @@ def test_corpus_is_accepted_or_refused(target: Target) -> None:
     assert list(replay(target, paths)) == paths
 
 
+@pytest.mark.many_inputs
 @targets
 def test_edited_corpus_is_accepted_or_refused(target: Target) -> None:
     with target.ready():

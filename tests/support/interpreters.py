@@ -76,11 +76,7 @@ def _candidates() -> Iterator[str]:
 
 def _run(path: str, code: str, environment: dict[str, str] | None = None) -> str:
     """Return what the code prints; "" if it fails, as does a pyenv shim without a version."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("PYTHONPATH", "COVERAGE_PROCESS_START")
-    }
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return _output([path, "-c", code], {**kept, **(environment or {})})
 
 

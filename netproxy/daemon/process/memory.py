@@ -1,4 +1,7 @@
-"""Gives memory back to the system after a burst of connections.  Thread: the janitor's."""
+"""Gives memory back to the system: after a burst of connections, and while a load lasts.
+
+Thread: the janitor's.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ BURST = 16
 """Threads, flows and the like that must have gone before memory is given back."""
 COLLECT_SECONDS = 15.0
 """The least time between two collections: with 10,000 connections one takes 50 ms."""
+STEADY_SECONDS = 60.0
+"""How often memory is given back under a load that does not end.  Flows that come and go leave
+holes in the heap, which would grow for hours."""
 
 
 class MemoryTrimmer:
-    """Gives memory back to the system once half of a burst has gone.
+    """Gives memory back to the system once half of a burst has gone, and from time to time.
 
     Expirable: the janitor calls it every second.
     """
@@ -26,6 +32,8 @@ class MemoryTrimmer:
         # as a burst.
         self._most = 2 * BURST
         self._rest_until = 0.0
+        # When memory was given back the last time.
+        self._trimmed_at = 0.0
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Collect and trim if it is worth it at `now` (monotonic seconds); nothing expires."""
@@ -35,5 +43,11 @@ class MemoryTrimmer:
             self._most, self._rest_until = count, now + COLLECT_SECONDS
             # Garbage of connections keeps pages in use that could go otherwise.
             gc.collect()
-            trim()
+            self._trim(now)
+        elif count >= BURST and now >= self._trimmed_at + STEADY_SECONDS:
+            self._trim(now)
         return ()
+
+    def _trim(self, now: float) -> None:
+        self._trimmed_at = now
+        trim()

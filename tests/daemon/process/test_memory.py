@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.daemon.process import memory
-from netproxy.daemon.process.memory import BURST, COLLECT_SECONDS, MemoryTrimmer
+from netproxy.daemon.process.memory import BURST, COLLECT_SECONDS, STEADY_SECONDS, MemoryTrimmer
 
 
 class Trimmed:
@@ -23,15 +23,13 @@ class Trimmed:
         return 0
 
     def _trim(self) -> None:
-        # Garbage cannot be given back.
-        assert self.collected == self.trimmed + 1
         self.trimmed += 1
 
     def look(self, count: int, now: float) -> int:
-        """Return how often memory was given back by `now`."""
+        """Return how often the memory of a burst was given back by `now`."""
         self.count = count
         self._trimmer.expire(now)
-        return self.trimmed
+        return self.collected
 
 
 class TestMemoryTrimmer:
@@ -75,3 +73,31 @@ class TestMemoryTrimmer:
             1,
             2,
         ]
+
+    def test_garbage_is_collected_before_the_memory_of_a_burst_is_given_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        monkeypatch.setattr(memory.gc, "collect", lambda: done.append("collected"))
+        monkeypatch.setattr(memory, "trim", lambda: done.append("trimmed"))
+        MemoryTrimmer(lambda: 0).expire(1.0)
+        assert done == ["collected", "trimmed"]
+
+    def test_memory_is_given_back_from_time_to_time_while_a_load_lasts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trimmed = Trimmed(monkeypatch)
+        counts = []
+        for now in (1.0, STEADY_SECONDS, STEADY_SECONDS + 1.0, 2 * STEADY_SECONDS):
+            trimmed.look(BURST if now > 1.0 else 0, now)
+            counts.append(trimmed.trimmed)
+        trimmed.look(BURST, 2 * STEADY_SECONDS + 1.0)
+        assert [*counts, trimmed.trimmed] == [1, 1, 2, 2, 3]
+        # A load that lasts has no garbage of a burst.
+        assert trimmed.collected == 1
+
+    def test_idle_daemon_has_nothing_to_give_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        trimmed = Trimmed(monkeypatch)
+        trimmed.look(0, 1.0)
+        trimmed.look(BURST - 1, 10 * STEADY_SECONDS)
+        assert trimmed.trimmed == 1
