@@ -236,10 +236,14 @@ class DialError(NetProxyError):
     def decided_by(self, rule: str) -> str:
         """Return what of this daemon's configuration has refused the flow, "" for nothing.
 
-        `rule` is that of the flow's route: the upstream "block" refuses what it gets.
+        `rule` is that of the flow's route: the upstream "block" refuses what it gets.  A failure
+        for which there is no reason is decided by what the kernel or this daemon has said.
         """
-        is_blocked = self.reason is Reason.DENIED and not self.hop and not self.tried
-        return self.decided or (rule if is_blocked else "")
+        if self.decided or self.hop:
+            return self.decided
+        if self.reason is Reason.GENERAL:
+            return self.said
+        return rule if self.reason is Reason.DENIED and not self.tried else ""
 
     @property
     def why(self) -> str:

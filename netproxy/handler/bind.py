@@ -18,6 +18,7 @@ from netproxy.interfaces.connections import Blocking, Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import tune
+from netproxy.relay.connection import CLIENT_LEFT
 from netproxy.typed import TYPE_CHECKING, Callable, TypeAlias
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Binder:
         try:
             listening, port = _listen(local.host)
         except OSError as error:
-            raise DialError(Reason.GENERAL, error.strerror or "cannot listen") from error
+            raise DialError(Reason.GENERAL, said=error.strerror or "cannot listen") from error
         with listening:
             choose = partial(self._announcer.bound, flow.client, local, port, shared=False)
             bound = (yield Blocking(choose)) if self._announcer.may_block else choose()
@@ -75,7 +76,7 @@ class Binder:
             if listening.fileno() in ready and (peer := self._accept(listening, flow)):
                 return peer
             if control.socket.fileno() in ready:
-                raise DialError(Reason.GENERAL, "the client left")
+                raise DialError(Reason.GENERAL, said=CLIENT_LEFT)
         raise DialError(Reason.TIMEOUT, "nobody connected")
 
     def _accept(self, listening: socket.socket, flow: Flow) -> tuple[Stream, Address] | None:

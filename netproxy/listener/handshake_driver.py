@@ -16,12 +16,12 @@ from select import POLLIN
 from netproxy.errors import NetProxyError, StreamError
 from netproxy.interfaces.connections import Events, Progress, Wait
 from netproxy.listener.endings import note_fault, refuse
-from netproxy.net.stream import poll_watched
+from netproxy.net.stream import poll_watched, wait_for
 from netproxy.typed import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handshake, Need, Stream
+    from netproxy.interfaces.connections import Handshake, Need, Ready, Stream
     from netproxy.interfaces.services import Counter, Log
     from netproxy.listener.poller import Poller
     from netproxy.listener.pool import ThreadPool
@@ -153,10 +153,14 @@ class Connection:
         return self._wait
 
     def _step(self, descriptor: int, events: int) -> Wait | None:
-        """Go on after an event, on the poller's thread."""
-        assert self.need is not None
+        """Go on after an event, on the poller's thread; not after one of another's descriptor."""
+        need = self.need
+        assert need is not None
+        ready: Ready = {descriptor: events}
         try:
-            result = self.need.proceed({descriptor: events})
+            if isinstance(need, Events):  # others see by themselves whose event it was
+                ready = poll_watched(need.watched()[0], 0)
+            result = need.proceed(ready) if ready else Progress.PENDING
         except NetProxyError as error:
             return self.run(self.handshake.throw, error, False)
         if result is Progress.PENDING:
@@ -184,20 +188,17 @@ class Connection:
     def _block(self, ready: bool) -> Wait | None:
         """Satisfy the need on this pool thread, then go on."""
         assert self.need is not None
-        try:
-            result = self.need.block()
-        except NetProxyError as error:
-            return self.run(self.handshake.throw, error, True)
-        return self.run(self.handshake.send, result, True)
+        return self._go_on_after(self.need.block)
 
     def block_unwatched(self, ready: bool) -> Wait | None:
         """Wait for the need on this pool thread, because the poller cannot watch it."""
-        need = self.need
-        assert need is not None
+        assert self.need is not None
+        return self._go_on_after(partial(wait_for, self.need))
+
+    def _go_on_after(self, block: Callable[[], Any]) -> Wait | None:
+        """Go on, on this pool thread, with the result of a call that blocks.  Any: as in run()."""
         try:
-            result = Progress.PENDING
-            while result is Progress.PENDING:
-                result = need.proceed(poll_watched(*need.watched()))
+            result = block()
         except NetProxyError as error:
             return self.run(self.handshake.throw, error, True)
         return self.run(self.handshake.send, result, True)

@@ -440,9 +440,17 @@ def complete(steps: Steps[T]) -> T:
 def satisfy(need: Need) -> Any:
     """Wait for a need on this thread; return its result.  Any: each need has its own type."""
     result = need.begin()
+    if result is Progress.PENDING:
+        result = wait_for(need)
+    return need.block() if result is Progress.NEEDS_THREAD else result
+
+
+def wait_for(need: Need) -> Any:
+    """Wait on this thread for a need that has begun; return its result.  Any: as in satisfy()."""
+    result: Any = Progress.PENDING
     while result is Progress.PENDING:
         result = need.proceed(poll_watched(*need.watched()))
-    return need.block() if result is Progress.NEEDS_THREAD else result
+    return result
 
 
 def poll_watched(watched: Watched, seconds: float | None) -> Ready:

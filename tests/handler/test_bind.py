@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from netproxy.dialer.plain.block import BlockDialer
 from netproxy.errors import DialError, Reason
+from netproxy.handler import bind
 from netproxy.handler.announce import Announcement, Announcer, ConfiguredAddress
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Events, Handshake
@@ -191,13 +194,34 @@ def test_bind_without_peer_is_refused_and_stops_listening(version: Version) -> N
 def test_bind_stops_listening_when_client_leaves(version: Version, closed_by: str) -> None:
     """Hazard 17."""
     before = descriptors()
-    client, bound = begin(version, dependencies_of(bind_seconds=60))
+    dependencies = dependencies_of(bind_seconds=60)
+    client, bound = begin(version, dependencies)
     if closed_by == "reset":
         reset(client.socket)
     client.close()
     client.wait()
     assert refused(bound)
     assert descriptors() == before
+    records = dependencies.log.records
+    assert [(record.ended, record.decided) for record in records] == [("failed", "client left")]
+
+
+def test_record_of_a_bind_that_cannot_listen_tells_why(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(host: str) -> tuple[socket.socket, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(bind, "_listen", fail)
+    dependencies = dependencies_of()
+    with Conversation(version.handler(dependencies)) as client:
+        client.send(version.request(PEER))
+        if version is Socks5:
+            client.expect(b"\5\0")
+        client.expect(version.refusal)
+        client.expect_end()
+    records = dependencies.log.records
+    assert [record.decided for record in records] == ["Too many open files"]
 
 
 def test_bind_stops_listening_when_client_leaves_after_early_data(version: Version) -> None:

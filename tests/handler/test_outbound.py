@@ -36,6 +36,7 @@ class RecordingDial:
         self.socket = sock
         self.ready = False
         self.failure: Reason | None = None
+        self.said = ""
         self.closed = 0
 
     def settled(self) -> bool:
@@ -43,7 +44,7 @@ class RecordingDial:
 
     def finish(self) -> socket.socket:
         if self.failure is not None:
-            raise DialError(self.failure)
+            raise DialError(self.failure, said=self.said)
         return self.socket
 
     def close(self) -> None:
@@ -137,6 +138,16 @@ def test_failed_dial_is_counted_and_recorded_once(rig: Rig) -> None:
         rig.steps.throw(raised.value)
     assert rig.ended() == ["connection refused"] and not rig.pending.closed
     assert rig.counters.value("dial_failures", "connection refused") == 1
+
+
+def test_record_of_a_failure_without_a_reason_tells_what_the_kernel_said(rig: Rig) -> None:
+    rig.begin()
+    rig.pending.ready, rig.pending.failure = True, Reason.GENERAL
+    rig.pending.said = "Too many open files"
+    with pytest.raises(DialError):
+        rig.proceed(rig.pending.socket)
+    [record] = rig.log.records
+    assert (record.ended, record.decided) == ("failed", "Too many open files")
 
 
 def test_dial_of_a_client_that_resets_is_closed_and_recorded(rig: Rig, pairs: Pairs) -> None:

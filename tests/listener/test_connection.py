@@ -252,6 +252,25 @@ class TestWaits:
         driver.wake()
         assert received == [b"x"] and driver.connection.ends == 1
 
+    def test_event_about_the_last_owner_is_none_of_those_that_a_handshake_asks_for(
+        self, driver: Driver
+    ) -> None:
+        """The end of another connection must not be taken for that of this client."""
+        results: list[Ready] = []
+
+        def handshake() -> Handshake:
+            results.append((yield Events(((driver.stream.socket, select.POLLIN),), 5.0, True)))
+            return None
+
+        driver.begin(handshake())
+        descriptor = driver.stream.socket.fileno()
+        assert driver.poller.wait.step is not None
+        assert driver.poller.wait.step(descriptor, select.POLLHUP) is driver.poller.wait
+        assert not results and not driver.connection.ends
+        driver.send(b"x")
+        assert driver.poller.wait.step(descriptor, select.POLLIN) is None
+        assert results == [{descriptor: select.POLLIN}]
+
     def test_time_that_is_up_is_thrown_into_the_handshake(self, driver: Driver) -> None:
         caught: list[Exception] = []
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import select
 from typing import Any
 
 from netproxy.interfaces.connections import Events
 from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.services import Counter
+from netproxy.net.stream import poll_watched
+from tests.support.sockets import SECONDS
 
 
 class Tasks:
@@ -42,16 +43,13 @@ class Running:
         """Resume after an event; return the result."""
         if not self.ended:
             assert isinstance(self.need, Events)
-            self.send({1: 1})
+            self.send(poll_watched(self.need.watched()[0], SECONDS))
         assert self.ended
         return self.result
 
     def wait(self, seconds: float) -> Any:
         """Wait for the check; return the result."""
-        poll = select.poll()
-        for watched, events in self.need.watched()[0]:
-            poll.register(watched, events)
-        assert poll.poll(seconds * 1000)
+        assert poll_watched(self.need.watched()[0], seconds)
         return self.go_on()
 
 

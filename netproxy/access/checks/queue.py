@@ -74,6 +74,7 @@ class CheckQueue:
             raise LoginUnavailable(f"no descriptor for the check ({error.strerror})") from error
         check = self._join(_Check(self, credentials, place, calls.begin), waiter)
         try:
+            # The end of what the client sends does not count: it may still read.
             watched = ((waiter, select.POLLIN), (stream.socket, 0))
             give_up = time.monotonic() + QUEUE_SHARE * self.seconds
             while check.outcome is None:
@@ -81,7 +82,7 @@ class CheckQueue:
                 if left <= 0:
                     raise LoginUnavailable(f"no answer within {QUEUE_SHARE * self.seconds:g}s")
                 ready = yield Events(watched, left, stream.light)
-                if ready and check.outcome is None and _has_left(stream):
+                if check.outcome is None and stream.socket.fileno() in ready:
                     raise ClientLeft("the client left before its login was checked")
         except LoginUnavailable:
             # Its caller counts and records it.
@@ -222,10 +223,3 @@ class _Waiter:
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-
-def _has_left(stream: Stream) -> bool:
-    """Return whether a connection is broken; the end of what the client sends does not count."""
-    poll = select.poll()
-    poll.register(stream.socket, 0)
-    return bool(poll.poll(0))

@@ -134,9 +134,9 @@ class RelayPorts:
                 listener.start()
             except RuntimeError as error:  # can't start new thread
                 port_of_association.stop()
-                raise DialError(Reason.GENERAL, str(error)) from error
+                raise DialError(Reason.GENERAL, said=str(error)) from error
             return port_of_association
-        raise DialError(Reason.GENERAL, "no relay port is free")
+        raise DialError(Reason.GENERAL, said="no relay port is free")
 
 
 class _RelayPort:
