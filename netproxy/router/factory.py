@@ -30,7 +30,9 @@ from netproxy.router.patterns import (
     parse_ports,
 )
 from netproxy.router.router import Condition, Fallbacks, Rule, RuleRouter
-from netproxy.typed import Callable, Iterable, Iterator, NamedTuple, Sequence
+from netproxy.typed import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, TypeVar
+
+Made = TypeVar("Made")
 
 
 class RoutingDependencies(NamedTuple):
@@ -79,9 +81,10 @@ class _RuleDialers:
         self._dependencies = dependencies
         self._deadline = config.deadline
         try:
-            self._pins = Pins(_PinnedHosts(config.direct), _PinnedHosts(config.upstream))
+            direct = _made("auto.direct", _PinnedHosts, config.direct)
+            self._pins = Pins(direct, _made("auto.upstream", _PinnedHosts, config.upstream))
         except ValueError as error:
-            raise ConfigError(f"auto: {error}", config.place) from error
+            raise ConfigError(str(error), config.place) from error
 
     def dialer(self, rule: RuleConfig) -> Dialer:
         """Return the dialer of a rule."""
@@ -164,16 +167,17 @@ class _Facts(NamedTuple):
 
 
 def _rule(config: RuleConfig, dialer: Dialer, facts: _Facts) -> Rule:
+    label = config.text.partition(" ")[0]
     try:
-        wanted = _compile(config.conditions, facts)
-        unwanted = _compile(config.but_not, facts)
-    # A ConfigError names a list file and its line.
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{config.text.partition(' ')[0]}: {error}", config.place) from error
+        wanted = _compile(config.conditions, facts, label)
+        unwanted = _compile(config.but_not, facts, f"{label}.not")
+    except ValueError as error:
+        raise ConfigError(str(error), config.place) from error
+    except ConfigError as error:  # names a list file and its line
+        raise ConfigError(f"{label}: {error}", config.place) from error
     client, target, address = (
         (*yes, *map(conditions.negated, no)) for yes, no in zip(wanted, unwanted, strict=True)
     )
-    label = config.text.partition(" ")[0]
     return Rule(config.text, dialer, client + target, address, client, label)
 
 
@@ -188,23 +192,32 @@ class _Compiled(NamedTuple):
     """The flow's addresses."""
 
 
-def _compile(config: ConditionsConfig, facts: _Facts) -> _Compiled:
-    """Compile conditions.  Raises ValueError or ConfigError."""
+def _compile(config: ConditionsConfig, facts: _Facts, label: str) -> _Compiled:
+    """Compile conditions; `label` names what they belong to.  Raises ValueError or ConfigError."""
     target: list[Condition] = []
     if config.port:
-        target.append(conditions.port_in(PortSet(config.port)))
+        target.append(conditions.port_in(_made(f"{label}.port", PortSet, config.port)))
     if config.hours:
         minutes = MinuteSet(chain.from_iterable(config.hours))
         target.append(conditions.time_in(minutes, facts.clock))
     if config.domain or config.domain_file:
-        target.append(conditions.name_in(domains(config.domain, config.domain_file)))
+        names = _made(f"{label}.domain", domains, config.domain, config.domain_file)
+        target.append(conditions.name_in(names))
     if config.sni:
-        target.append(conditions.server_name_in(domains(config.sni, ())))
+        target.append(conditions.server_name_in(_made(f"{label}.sni", domains, config.sni, ())))
     address: list[Condition] = []
     if config.ip or config.ip_file or config.geoip:
-        networks = NetworkSet(_networks(config))
+        networks = _made(f"{label}.ip", NetworkSet, _networks(config))
         address.append(conditions.address_in(networks, frozenset(config.geoip), facts.country_of))
     return _Compiled(list(_client_conditions(config)), target, address)
+
+
+def _made(label: str, make: Callable[..., Made], *values: Any) -> Made:
+    """Return make(*values), whose ValueError gets a label.  Any: the values of one condition."""
+    try:
+        return make(*values)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
 
 
 def _client_conditions(config: ConditionsConfig) -> Iterator[Condition]:

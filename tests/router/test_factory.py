@@ -35,19 +35,20 @@ NO_PORT = "is not a valid port (expected 443 or 8000-8100, at most 65535)"
 BITS_SET = "'10.0.0.1/8' is not a valid network: bits behind the prefix are set (write 10.0.0.0/8)"
 NO_EXPRESSION = "is not a valid regular expression:"
 BAD_RULES = {
-    "domain: 'a b'": "'a b' is not a valid domain name",
-    "domain: 10.0.0.1": "'10.0.0.1' is an address, not a domain name",
-    "domain: [fine.test, 'regex:(']": f"'regex:(' {NO_EXPRESSION}"
+    "domain: 'a b'": "domain: 'a b' is not a valid domain name",
+    "domain: 10.0.0.1": "domain: '10.0.0.1' is an address, not a domain name",
+    "domain: [fine.test, 'regex:(']": f"domain: 'regex:(' {NO_EXPRESSION}"
     " missing ), unterminated subpattern at position 0",
-    "domain: 'keyword:'": f"'keyword:' {NO_KEYWORD}",
-    "ip: 10.0.0.1/8": BITS_SET,
-    "ip: [10.0.0.0/8, nonsense]": "'nonsense' is not a valid network"
+    "domain: 'keyword:'": f"domain: 'keyword:' {NO_KEYWORD}",
+    "ip: 10.0.0.1/8": f"ip: {BITS_SET}",
+    "ip: [10.0.0.0/8, nonsense]": "ip: 'nonsense' is not a valid network"
     " (expected an address or CIDR, such as 10.0.0.0/8)",
-    "port: 70000": f"'70000' {NO_PORT}",
-    "port: 9-1": "'9-1' is not a valid range: the first port is above the last",
-    "not: {port: x}": f"'x' {NO_PORT}",
-    "not: {ip: 10.0.0.0/33}": "'10.0.0.0/33' is not a valid network:"
+    "port: 70000": f"port: '70000' {NO_PORT}",
+    "port: 9-1": "port: '9-1' is not a valid range: the first port is above the last",
+    "not: {port: x}": f"not.port: 'x' {NO_PORT}",
+    "not: {ip: 10.0.0.0/33}": "not.ip: '10.0.0.0/33' is not a valid network:"
     " the prefix is longer than 32 bits",
+    "sni: 'a b'": "sni: 'a b' is not a valid domain name",
 }
 
 
@@ -55,7 +56,7 @@ BAD_RULES = {
 def test_bad_pattern_is_an_error_with_the_rules_place(condition: str, message: str) -> None:
     """Hazard 79."""
     text = f"rules:\n  - {{via: direct}}\n  - {{{condition}, via: direct}}"
-    assert error(text) == f"test.yaml:4:5: rules[1]: {message}"
+    assert error(text) == f"test.yaml:4:5: rules[1].{message}"
 
 
 class TestFiles:
@@ -288,16 +289,16 @@ class TestAuto:
     @pytest.mark.parametrize(
         "auto, message",
         [
-            ("{direct: 'a b'}", "'a b' is not a valid domain name"),
-            ("{upstream: [fine.test, 10.0.0.1/8]}", BITS_SET),
+            ("{direct: 'a b'}", "direct: 'a b' is not a valid domain name"),
+            ("{upstream: [fine.test, 10.0.0.1/8]}", f"upstream: {BITS_SET}"),
             (
                 "{upstream: 'regex:['}",
-                f"'regex:[' {NO_EXPRESSION} unterminated character set at position 0",
+                f"upstream: 'regex:[' {NO_EXPRESSION} unterminated character set at position 0",
             ),
         ],
     )
     def test_bad_pin_is_an_error_with_its_place(self, auto: str, message: str) -> None:
-        assert error(f"auto: {auto}") == f"test.yaml:2:7: auto: {message}"
+        assert error(f"auto: {auto}") == f"test.yaml:2:7: auto.{message}"
 
     def test_auto_rules_with_one_upstream_share_a_dialer(self) -> None:
         text = """
@@ -321,4 +322,5 @@ rules:
 def test_check_of_a_configuration_finds_a_bad_pattern() -> None:
     with pytest.raises(ConfigError) as caught:
         described(LISTENERS + "rules: [{domain: 'a b', via: direct}]")
-    assert str(caught.value) == "test.yaml:2:9: rules[0]: 'a b' is not a valid domain name"
+    message = "test.yaml:2:9: rules[0].domain: 'a b' is not a valid domain name"
+    assert str(caught.value) == message
