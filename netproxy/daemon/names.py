@@ -53,7 +53,7 @@ def make_dns_dependencies(
         return None
     from netproxy.resolver.answer_cache import AnswerCache  # late: few have name servers
 
-    arenas = runtime.datagrams.arenas()
+    arenas = runtime.datagrams.arenas
     cache = AnswerCache(config.dns.cache, config.dns.serve_stale)
     memory = runtime.names.memory if config.dns.remember else None
     return DnsDependencies(forwarder, cache, runtime.queries, arenas, memory)

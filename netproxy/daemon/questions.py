@@ -45,7 +45,7 @@ class PlanQuestions:
         """Ask STUN servers through an upstream.  Blocks.  Raises NetProxyError."""
         from netproxy.admin.nat.upstream import probe_upstream  # late: as above
 
-        arenas = self._plan.runtime.datagrams.arenas()
+        arenas = self._plan.runtime.datagrams.arenas
         return probe_upstream(upstream, self._upstreams(), arenas, servers)
 
     def paths(self) -> Paths:
@@ -55,7 +55,7 @@ class PlanQuestions:
         plan, runtime = self._plan, self._plan.runtime
         return Paths(
             *(plan.config, plan.router, plan.dialers, self._upstreams(), entrances(plan.config)),
-            *(runtime.datagrams.arenas(), runtime.standing, runtime.dials),
+            *(runtime.datagrams.arenas, runtime.standing, runtime.dials),
         )
 
     def _upstreams(self) -> dict[str, Dialer]:

@@ -189,7 +189,7 @@ class Runtime:
 
     def run(self) -> None:
         """Start the janitor.  Raises ListenError if its thread cannot be had."""
-        trimmer = MemoryTrimmer(self._things_in_memory)
+        trimmer = MemoryTrimmer(self._things_in_memory, self.datagrams.arenas.release)
         for expirable in (trimmer, self.log, self.refusals, self.accounts):
             self.janitor.register(expirable)
         if not self.counting.is_worker:

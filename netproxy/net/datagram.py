@@ -152,6 +152,10 @@ class ArenaPool:
         if len(self._spare) < ARENAS_KEPT:
             self._spare.append(arena)
 
+    def release(self) -> None:
+        """Let the spare arenas go, with the pages that long trains have used."""
+        self._spare.clear()
+
 
 class PinnedHeader:
     """Bytes that precede datagrams again and again."""

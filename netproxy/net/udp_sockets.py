@@ -69,14 +69,12 @@ class UdpSocketFactory:
             except (ImportError, OSError, AttributeError):
                 # No ctypes, or a C library without recvmmsg.
                 self.level = "trains"
+        self.arenas = ArenaPool(self._arena)
+        """For threads that need one only while they are awake; also after a reload."""
 
     def arena(self) -> Arena:
         """Return a new arena."""
         return self._arena()
-
-    def arenas(self) -> ArenaPool:
-        """Return a new pool of arenas."""
-        return ArenaPool(self._arena)
 
     def listen(self, address: Address, tag: bytes = b"") -> DatagramSocket:
         """Return a socket bound for clients; `tag` as in BatchSocket.

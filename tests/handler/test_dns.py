@@ -117,7 +117,7 @@ class Rig(BatchRig):
             AnswerCache(cache, stale),
             clients,
             submit or self._submit,
-            self.datagrams.arenas(),
+            self.datagrams.arenas,
             self.counts,
             permission(counter=self.counts),
         )

@@ -291,3 +291,11 @@ def test_arena_pool_reuses_arenas_and_keeps_a_bounded_number() -> None:
     for _ in range(datagram.ARENAS_KEPT + 3):
         pool.give(first)
     assert len(pool._spare) == datagram.ARENAS_KEPT
+
+
+def test_arena_pool_lets_its_spare_arenas_go() -> None:
+    pool = ArenaPool(Arena)
+    first = pool.take()
+    pool.give(first)
+    pool.release()
+    assert pool.take() is not first

@@ -88,7 +88,7 @@ class UdpRelays:
 
     def _make(self, listener: ListenerConfig, address: Address) -> RelayState:
         runtime = self._runtime
-        arenas = runtime.datagrams.arenas()
+        arenas = runtime.datagrams.arenas
         shared = runtime.counting.sessions(f"{listener.name} {address}")
         table = NatTable(_policy(listener), runtime.nat_dependencies(arenas), shared)
         replies = None

@@ -25,9 +25,12 @@ class MemoryTrimmer:
     Expirable: the janitor calls it every second.
     """
 
-    def __init__(self, count: Callable[[], int]) -> None:
-        """`count()` returns how many things take memory: threads, flows, watched descriptors."""
-        self._count = count
+    def __init__(self, count: Callable[[], int], release: Callable[[], None]) -> None:
+        """`count()` returns how many things take memory: threads, flows, watched descriptors.
+
+        `release()` lets spare buffers go.
+        """
+        self._count, self._release = count, release
         # The most since memory was given back.  At the start, reading the configuration counts
         # as a burst.
         self._most = 2 * BURST
@@ -50,4 +53,5 @@ class MemoryTrimmer:
 
     def _trim(self, now: float) -> None:
         self._trimmed_at = now
+        self._release()
         trim()

@@ -247,7 +247,7 @@ class DaemonAgent:
         self, router: Router, dependencies: HandlerDependencies, table: NatTable
     ) -> FlowRelays:
         counters, observer = self._runtime.counters, dependencies.observer
-        arenas = self._runtime.datagrams.arenas()
+        arenas = self._runtime.datagrams.arenas
         idle = dependencies.timeouts.tcp_idle
         return FlowRelays(
             Outbound(router, pipe_limits(dependencies), counters, observer, dependencies.accounts),

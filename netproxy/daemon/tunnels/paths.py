@@ -27,7 +27,7 @@ def path_services(runtime: Runtime) -> PathServices:
         runtime.log.warning(
             "tunnel: datagrams go by TCP: this %s has no ChaCha20-Poly1305", PACKAGE
         )
-    arenas = runtime.datagrams.arenas()
+    arenas = runtime.datagrams.arenas
     return PathServices(make_cipher, arenas, runtime.counters, runtime.log)
 
 

@@ -13,16 +13,21 @@ class Trimmed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        self.collected = self.trimmed = 0
+        self.collected = self.released = self.trimmed = 0
         monkeypatch.setattr(memory.gc, "collect", self._collect)
         monkeypatch.setattr(memory, "trim", self._trim)
-        self._trimmer = MemoryTrimmer(lambda: self.count)
+        self._trimmer = MemoryTrimmer(lambda: self.count, self._release)
 
     def _collect(self) -> int:
         self.collected += 1
         return 0
 
+    def _release(self) -> None:
+        self.released += 1
+
     def _trim(self) -> None:
+        # Buffers that are still kept cannot be given back.
+        assert self.released == self.trimmed + 1
         self.trimmed += 1
 
     def look(self, count: int, now: float) -> int:
@@ -80,8 +85,8 @@ class TestMemoryTrimmer:
         done: list[str] = []
         monkeypatch.setattr(memory.gc, "collect", lambda: done.append("collected"))
         monkeypatch.setattr(memory, "trim", lambda: done.append("trimmed"))
-        MemoryTrimmer(lambda: 0).expire(1.0)
-        assert done == ["collected", "trimmed"]
+        MemoryTrimmer(lambda: 0, lambda: done.append("released")).expire(1.0)
+        assert done == ["collected", "released", "trimmed"]
 
     def test_memory_is_given_back_from_time_to_time_while_a_load_lasts(
         self, monkeypatch: pytest.MonkeyPatch
