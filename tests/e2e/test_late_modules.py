@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import netproxy
-from netproxy.daemon.process.late_modules import LateModules, PackageReplaced
+from netproxy.daemon.process import late_modules
+from netproxy.daemon.process.late_modules import CannotLoad, LateModules, PackageReplaced
 from tests.e2e.conftest import Start
 from tests.e2e.peers import TcpEcho, echo, socks5, CONNECT
 from tests.e2e.support import ROOT
@@ -50,6 +54,36 @@ class TestLateModules:
         (package / "__init__.py").unlink()
         with pytest.raises(PackageReplaced):
             modules.find_spec(NAME)
+
+    def test_module_for_which_there_is_no_descriptor_is_refused_in_these_words(
+        self, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: str, flags: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        modules = LateModules()
+        monkeypatch.setattr(late_modules.os, "open", fail)
+        with pytest.raises(CannotLoad, match="^json cannot be loaded: Too many open files$"):
+            modules.find_spec("json")
+        modules.find_spec("errno")
+
+
+@pytest.mark.e2e
+@pytest.mark.any_workers
+def test_reload_without_descriptors_is_refused_and_succeeds_later(netproxyd: Start) -> None:
+    """The first reload needs modules that the daemon has not loaded."""
+    config = FILE % "direct"
+    daemon = netproxyd(config=config)
+    before = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    # No new descriptor has a number below.
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    daemon.provoked = "not reloaded"
+    daemon.reload()
+    daemon.said("error not reloaded: netproxy.* cannot be loaded: Too many open files")
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, before)
+    daemon.reload()
+    daemon.said("info reloaded")
+    assert "internal error" not in daemon.log
 
 
 @pytest.mark.e2e

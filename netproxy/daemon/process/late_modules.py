@@ -1,7 +1,8 @@
-"""Refuses modules of ours that do not belong to those that run.
+"""Refuses modules that cannot be loaded while the daemon runs, in words of its own.
 
 Many modules are loaded when they are first needed.  After an upgrade of the package the files on
-disk are those of another version, which may not fit what is loaded.  Thread: any.
+disk are those of another version, which may not fit what is loaded.  And there may be no descriptor
+for a file: that ends what needs the module, and is no internal error.  Thread: any.
 """
 
 from __future__ import annotations
@@ -20,17 +21,35 @@ class PackageReplaced(NetProxyError, ImportError):
         super().__init__("netproxy was upgraded or removed while it runs: restart netproxyd")
 
 
+class CannotLoad(NetProxyError):
+    """A module is needed, and the process cannot open a file.  It may succeed later.
+
+    Not an ImportError: the module is there.
+    """
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"{name} cannot be loaded: {error.strerror}")
+
+
 class LateModules:
-    """Looks at the package before a module of ours is loaded.  A finder of sys.meta_path."""
+    """Looks at the package before a module is loaded.  A finder of sys.meta_path."""
 
     def __init__(self) -> None:
         self._file = str(netproxy.__file__)
         self._at_start = self._look()
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Leave the module to the other finders.  Raises PackageReplaced."""
+        """Leave the module to the other finders.  Raises PackageReplaced, CannotLoad."""
         if name.startswith("netproxy.") and self._look() != self._at_start:
             raise PackageReplaced()
+        if name in sys.builtin_module_names:
+            return
+        try:
+            os.close(os.open(self._file, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            pass  # the module is of another package
+        except OSError as error:
+            raise CannotLoad(name, error) from error
 
     def _look(self) -> tuple[int, ...]:
         """Return what tells the file with the version from that of another package."""
