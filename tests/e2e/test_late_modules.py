@@ -58,6 +58,8 @@ class TestLateModules:
     def test_module_for_which_there_is_no_descriptor_is_refused_in_these_words(
         self, package: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Hazard 188."""
+
         def fail(path: str, flags: int) -> int:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -71,7 +73,7 @@ class TestLateModules:
 @pytest.mark.e2e
 @pytest.mark.any_workers
 def test_reload_without_descriptors_is_refused_and_succeeds_later(netproxyd: Start) -> None:
-    """The first reload needs modules that the daemon has not loaded."""
+    """Hazard 188.  The first reload needs modules that the daemon has not loaded."""
     config = FILE % "direct"
     daemon = netproxyd(config=config)
     before = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)

@@ -255,7 +255,7 @@ class TestWaits:
     def test_event_about_the_last_owner_is_none_of_those_that_a_handshake_asks_for(
         self, driver: Driver
     ) -> None:
-        """The end of another connection must not be taken for that of this client."""
+        """Hazard 187.  The end of another connection must not be taken for that of this client."""
         results: list[Ready] = []
 
         def handshake() -> Handshake:

@@ -294,6 +294,7 @@ def test_arena_pool_reuses_arenas_and_keeps_a_bounded_number() -> None:
 
 
 def test_arena_pool_lets_its_spare_arenas_go() -> None:
+    """Hazard 189."""
     pool = ArenaPool(Arena)
     first = pool.take()
     pool.give(first)

@@ -91,6 +91,7 @@ class TestMemoryTrimmer:
     def test_memory_is_given_back_from_time_to_time_while_a_load_lasts(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Hazard 189."""
         trimmed = Trimmed(monkeypatch)
         counts = []
         for now in (1.0, STEADY_SECONDS, STEADY_SECONDS + 1.0, 2 * STEADY_SECONDS):
