@@ -23,7 +23,7 @@ from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.flows import Flow
 from netproxy.listener.steering import owner
 from netproxy.net import syscalls
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, poll_watched
 from netproxy.relay.pipe import PipeLimits, Relay
 from netproxy.typed import TYPE_CHECKING, Callable, Sequence
 
@@ -111,9 +111,9 @@ class HandOvers:
         syscalls.close(sock)
         stream.hang_up, stream.handshaking = 0, False
         self.given[stream] = stand_in
-        end = _End(self.given, stream)
+        end = _End(self.given, stream, stand_in)
         stream.on_close(end.note)
-        return Wait(((stand_in, READABLE),), None, end.resume, step=end.step)
+        return end.wait
 
     def leave(self) -> None:
         """Let the others count what they serve: this worker ends."""
@@ -138,10 +138,14 @@ class _End:
     """The end of a connection that another worker has served."""
 
     def __init__(
-        self, given: dict[connections.Stream, _GivenAway], stream: connections.Stream
+        self,
+        given: dict[connections.Stream, _GivenAway],
+        stream: connections.Stream,
+        stand_in: _GivenAway,
     ) -> None:
         self._given = given
         self._stream = stream
+        self.wait = Wait(((stand_in, READABLE),), None, self.resume, step=self.step)
 
     def note(self) -> None:
         """Note that the connection has ended."""
@@ -152,9 +156,12 @@ class _End:
         # Before this worker forgets the connection: else it could take another one for given.
         self.note()
 
-    def step(self, descriptor: int, events: int) -> None:
-        """As resume()."""
+    def step(self, descriptor: int, events: int) -> Wait | None:
+        """Do the same, unless the event was about the last owner of the descriptor."""
+        if not poll_watched(self.wait.watched, 0):
+            return self.wait
         self.note()
+        return None
 
 
 class ListenerAssociations:

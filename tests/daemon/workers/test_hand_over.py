@@ -360,12 +360,14 @@ def test_plain_connection_is_given_with_its_unread_bytes(boxes: Boxes) -> None:
             given.sendall(b"answer")
             assert theirs.recv(16) == b"answer"
             assert not poll_watched(wait.watched, 0)
+            # An event of the last owner of the descriptor ends nothing (hazard 187).
+            assert wait.step is not None and wait.step(0, 0) is wait and stream in hand_overs.given
             # Whoever ends the connection here asks the other worker to do so.
             stream.shutdown()
             assert lifetime.recv(16) == b"\0"
         assert theirs.recv(16) == b""
         assert poll_watched(wait.watched, SECONDS)
-        assert wait.resume(True) is None
+        assert wait.step(0, 0) is None and stream not in hand_overs.given
         stream.close()
     assert receive(inboxes[0], 0) is None
 
