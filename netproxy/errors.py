@@ -105,6 +105,19 @@ def for_all(make: Callable[[Part], Made], parts: Iterable[Part]) -> list[Made]:
     return made
 
 
+class CannotLoad(NetProxyError, OSError):
+    """A module is needed for the first time, and no file can be opened.  It may succeed later.
+
+    Not an ImportError: the module is there.
+    """
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(error.errno, f"{name} cannot be loaded: {error.strerror}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class LoginUnavailable(NetProxyError):
     """A password could not be checked; the client is refused, whoever it is."""
 
@@ -236,14 +249,10 @@ class DialError(NetProxyError):
     def decided_by(self, rule: str) -> str:
         """Return what of this daemon's configuration has refused the flow, "" for nothing.
 
-        `rule` is that of the flow's route: the upstream "block" refuses what it gets.  A failure
-        for which there is no reason is decided by what the kernel or this daemon has said.
+        `rule` is that of the flow's route: the upstream "block" refuses what it gets.
         """
-        if self.decided or self.hop:
-            return self.decided
-        if self.reason is Reason.GENERAL:
-            return self.said
-        return rule if self.reason is Reason.DENIED and not self.tried else ""
+        is_blocked = self.reason is Reason.DENIED and not self.hop and not self.tried
+        return self.decided or (rule if is_blocked else "")
 
     @property
     def why(self) -> str:
@@ -253,6 +262,13 @@ class DialError(NetProxyError):
         if self.reason is Reason.DENIED and self.tried:
             return _OF_THE_KERNEL
         return (self.hop and _OF_THE_UPSTREAM.get(self.reason)) or self.reason.value
+
+    @property
+    def ended(self) -> str:
+        """How the record of the flow tells the failure; its target stands there already."""
+        if self.hop:
+            return str(self)
+        return (self.reason is Reason.GENERAL and self.said) or self.why
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.hop, self.detail, self.said or self.why)))

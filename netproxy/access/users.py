@@ -113,7 +113,7 @@ class Users:
             # If any user has a hash, every check computes one: the time must not tell who has none.
             right = self._check_hash(user, password, is_suspect) if self._hashed else False
             import hmac  # late: it brings libcrypto
-        except (ImportError, MemoryError) as error:
+        except (ImportError, OSError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
 
         if user in self._plain or not self._hashed:
@@ -244,8 +244,9 @@ def _scrypt(password: bytes, parameters: _Hash) -> bytes:
             dklen=len(parameters.digest),
             maxmem=needed,
         )
-    # OpenSSL reports a failed allocation as ValueError, the loader of libcrypto as ImportError.
-    except (MemoryError, ValueError, ImportError) as error:
+    # OpenSSL reports a failed allocation as ValueError, the loader of libcrypto as ImportError or,
+    # without a descriptor, as OSError.
+    except (MemoryError, ValueError, ImportError, OSError) as error:
         raise LoginUnavailable(
             f"no memory to check the password ({needed >> 20} MiB): "
             "make cheaper hashes with 'netproxyctl hash-password --cost 4096'"

@@ -54,7 +54,7 @@ def parse_listen(text: str) -> tuple[Address, ...]:
     if re.match(_ACTIVATION, text) and not text[8:].isdigit():
         return (ActivationAddress(text, 0),)
     match = re.match(_HOST_PORT, text)
-    if not match or match[1] == "":
+    if not match or (match[1] is not None and ":" not in match[1]):
         raise ValueError(f"'{text}' is not an address to listen on {_listen_hint(text)}")
     first = int(match[3])
     last = int(match[4] or first)

@@ -105,6 +105,8 @@ class Daemon:
         """Bind and start what a configuration adds.  Raises ConfigError, ListenError."""
         try:
             plan = build(config, self._runtime, self._plan)
+            if config.end_on_removal:
+                __import__("netproxy.access.removals")  # late: few want it, but commit() needs it
             return PreparedReload(self, plan.bind(self._manager, self._admin))
         except OSError as error:  # no descriptor or no memory is left, for a module too
             raise ConfigError(f"cannot reload: {error.strerror}") from error
@@ -172,9 +174,8 @@ class Daemon:
         from netproxy.access.removals import end_removed  # late: few configurations want it
 
         connections = [client for one in self._tcp_listeners() for client in one.connections()]
-        ended = end_removed(
-            plan.dependencies.users, self.flows.live(), connections, plan.dependencies.external
-        )
+        users, external = plan.dependencies.users, plan.dependencies.external
+        ended = end_removed(users, self.flows.live(), connections, external)
         if any(ended):
             reason = "ended because a user was removed or a password changed"
             self._runtime.log.info("%s: flows=%d connections=%d", reason, *ended)

@@ -150,7 +150,7 @@ class Runtime:
         return self.counting.usage
 
     def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
-        """Return what a NAT table needs; it and its listener share the arenas."""
+        """Return what a NAT table needs."""
         dials, names = self._udp_dials.submit, self._names.submit
         observing = self.counters, self.flows, self.accounts, self.log
         return NatDependencies(arenas, dials, names, *observing, self.names.renew_fake)

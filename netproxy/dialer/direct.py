@@ -189,7 +189,7 @@ class DirectDialer(NonBlockingDialer):
             sock = self._datagrams.outgoing(self._outgoing, flow)
         except OSError as error:
             reason = REASONS.get(error.errno or 0, Reason.GENERAL)
-            raise DialError(reason, error.strerror or "no socket") from error
+            raise DialError(reason, said=error.strerror or "no socket") from error
         return DirectPacketConn(self._target_resolver, sock, self._outgoing)
 
     def leaving_from(self, bind: Bind, key: str, flow: Flow) -> DirectDialer:

@@ -144,10 +144,9 @@ class Outbound:
             refusal = flow.refusal("requests_refused", error.said, error.decided)
             return error.recorded_as(self.counter.refuse(refusal))
         self.counter.count("dial_failures", error.why)
-        ended = str(error) if error.hop else error.why
         upstream, rule = (NO_UPSTREAM, "") if route is None else (route.dialer.name, route.rule)
         seconds, decided = time.monotonic() - started, error.decided_by(rule)
-        record = Record(flow, upstream, 0, 0, seconds, ended, rule=rule, decided=decided)
+        record = Record(flow, upstream, 0, 0, seconds, error.ended, rule=rule, decided=decided)
         record = record._replace(failure=Failure.of(error))
         return error.recorded_as(self.observer.finished(record))
 

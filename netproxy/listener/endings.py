@@ -6,7 +6,7 @@ its protocol, has a record as well.  Thread: any; nothing here waits.
 
 from __future__ import annotations
 
-from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
+from netproxy.errors import CannotLoad, DeadlineError, EndOfStream, NetProxyError, StreamError
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.typed import TYPE_CHECKING, Protocol
@@ -39,6 +39,8 @@ def note_fault(
         counter.count("connections", "broken off")
     elif isinstance(error, EndOfStream):
         counter.count("connections", "closed early")
+    elif isinstance(error, CannotLoad):
+        refuse(connection, ("connections", "cannot be served"), counter, str(error))
     elif isinstance(error, NetProxyError):
         refuse(connection, ("connections", "bad protocol"), counter, str(error))
     else:

@@ -153,12 +153,12 @@ class Connection:
         return self._wait
 
     def _step(self, descriptor: int, events: int) -> Wait | None:
-        """Go on after an event, on the poller's thread; not after one of another's descriptor."""
+        """Go on after an event, on the poller's thread; it may be a descriptor's last owner's."""
         need = self.need
         assert need is not None
         ready: Ready = {descriptor: events}
         try:
-            if isinstance(need, Events):  # others see by themselves whose event it was
+            if isinstance(need, Events):  # other needs bear the event of another
                 ready = poll_watched(need.watched()[0], 0)
             result = need.proceed(ready) if ready else Progress.PENDING
         except NetProxyError as error:

@@ -469,7 +469,8 @@ def poll_streams(poll: select.poll, seconds: float | None) -> list[tuple[int, in
 
     Raises StreamError if the kernel has no memory for it.
     """
-    limit = None if seconds is None else min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS)
+    # Rounded up: a wait must not end before its time.  But 0 does not wait at all.
+    limit = min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS) if seconds else seconds
     try:
         return poll.poll(limit)
     except OSError as error:

@@ -232,7 +232,8 @@ def _portable_shutdown(sock: socket.socket, how: int) -> None:
 def trim() -> None:
     """Return free memory of the process to the system, if the C library can (malloc_trim(3)).
 
-    It takes some milliseconds for each 10 MiB; other threads go on meanwhile.
+    It takes some milliseconds for each 10 MiB.  Other threads go on meanwhile, until they need
+    more memory than they have kept for themselves.
     """
     if _library is not None:
         try:

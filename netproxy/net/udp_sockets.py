@@ -70,7 +70,7 @@ class UdpSocketFactory:
                 # No ctypes, or a C library without recvmmsg.
                 self.level = "trains"
         self.arenas = ArenaPool(self._arena)
-        """For threads that need one only while they are awake; also after a reload."""
+        """Lends arenas to threads while they are awake: those of all tables and configurations."""
 
     def arena(self) -> Arena:
         """Return a new arena."""

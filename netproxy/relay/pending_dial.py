@@ -70,7 +70,8 @@ class PendingDials:
                     self._prepare_soon(other)
         try:
             if action is Action.NONE:
-                raise DialError(Reason.GENERAL, f"{mapping.session.dialer.name} is being dialled")
+                said = f"{mapping.session.dialer.name} is being dialled"
+                raise DialError(Reason.GENERAL, said=said)
             destination = mapping.session.conn.prepare(entry.flow)
         except DialError as error:
             self._table.prepare_failed(entry, error.why)
@@ -124,7 +125,7 @@ class PendingDials:
         except RuntimeError as error:
             # No thread to be had.
             conn.close()
-            raise DialError(Reason.GENERAL, str(error)) from error
+            raise DialError(Reason.GENERAL, said=str(error)) from error
         return self._table.dialled(mapping)
 
     def _prepare_soon(self, entry: Entry) -> None:

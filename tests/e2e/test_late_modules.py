@@ -8,12 +8,14 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import netproxy
 from netproxy.daemon.process import late_modules
-from netproxy.daemon.process.late_modules import CannotLoad, LateModules, PackageReplaced
+from netproxy.daemon.process.late_modules import LateModules, PackageReplaced
+from netproxy.errors import CannotLoad
 from tests.e2e.conftest import Start
 from tests.e2e.peers import TcpEcho, echo, socks5, CONNECT
 from tests.e2e.support import ROOT
@@ -64,7 +66,8 @@ class TestLateModules:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         modules = LateModules()
-        monkeypatch.setattr(late_modules.os, "open", fail)
+        without = SimpleNamespace(open=fail, close=os.close, stat=os.stat, O_RDONLY=0, O_CLOEXEC=0)
+        monkeypatch.setattr(late_modules, "os", without)
         with pytest.raises(CannotLoad, match="^json cannot be loaded: Too many open files$"):
             modules.find_spec("json")
         modules.find_spec("errno")

@@ -147,7 +147,7 @@ def test_record_of_a_failure_without_a_reason_tells_what_the_kernel_said(rig: Ri
     with pytest.raises(DialError):
         rig.proceed(rig.pending.socket)
     [record] = rig.log.records
-    assert (record.ended, record.decided) == ("failed", "Too many open files")
+    assert (record.ended, record.decided) == ("Too many open files", "")
 
 
 def test_dial_of_a_client_that_resets_is_closed_and_recorded(rig: Rig, pairs: Pairs) -> None:

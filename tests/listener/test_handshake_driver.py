@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
-from netproxy.errors import ProtocolError, StreamError
+from netproxy.errors import CannotLoad, ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream, Wait
 from netproxy.listener import poller as poller_module
@@ -163,9 +163,10 @@ def test_handshake_returns_to_the_poller_after_a_blocking_call(start: Start) -> 
     [
         (StreamError("gone"), "broken off"),
         (ProtocolError("bad"), "bad protocol"),
+        (CannotLoad("json", OSError(24, "Too many open files")), "cannot be served"),
         (ValueError("broken"), "internal error"),
     ],
-    ids=["stream", "protocol", "fault"],
+    ids=["stream", "protocol", "module", "fault"],
 )
 @pytest.mark.parametrize("thread", ["poller", "pool"])
 def test_failed_handshake_is_counted_once_by_its_kind(

@@ -82,6 +82,7 @@ _BY_REASON: Mapping[str, str] = {
     "fragment": "the client fragments SOCKS5 datagrams, which no proxy must support",
     "malformed": "the client does not send what the port expects: check its protocol",
     "bad protocol": "the client does not speak the protocol of this port: check its setting",
+    "cannot be served": "the daemon has no descriptor left: raise LimitNOFILE= of the unit",
     "bad request": "the client does not speak the protocol of this port: check its setting",
     "timed out": "the client has sent nothing in time: timeouts.handshake",
     "not redirected": "connect by the rules of the kernel: netproxyctl nft --check",

@@ -1,8 +1,9 @@
-"""Refuses modules that cannot be loaded while the daemon runs, in words of its own.
+"""Refuses modules that cannot be loaded while the daemon runs.
 
 Many modules are loaded when they are first needed.  After an upgrade of the package the files on
 disk are those of another version, which may not fit what is loaded.  And there may be no descriptor
-for a file: that ends what needs the module, and is no internal error.  Thread: any.
+for a file: then a CannotLoad tells so.  Another thread may take the last descriptor between the
+look and the load, which raises an OSError of the interpreter.  Thread: any.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 
 import netproxy
-from netproxy.errors import NetProxyError
+from netproxy.errors import CannotLoad, NetProxyError
 
 
 class PackageReplaced(NetProxyError, ImportError):
@@ -19,16 +20,6 @@ class PackageReplaced(NetProxyError, ImportError):
 
     def __init__(self) -> None:
         super().__init__("netproxy was upgraded or removed while it runs: restart netproxyd")
-
-
-class CannotLoad(NetProxyError):
-    """A module is needed, and the process cannot open a file.  It may succeed later.
-
-    Not an ImportError: the module is there.
-    """
-
-    def __init__(self, name: str, error: OSError) -> None:
-        super().__init__(f"{name} cannot be loaded: {error.strerror}")
 
 
 class LateModules:
@@ -46,8 +37,8 @@ class LateModules:
             return
         try:
             os.close(os.open(self._file, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            pass  # the module is of another package
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the package was removed, or is an archive; the module is not of it
         except OSError as error:
             raise CannotLoad(name, error) from error
 

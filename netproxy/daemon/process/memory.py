@@ -1,4 +1,4 @@
-"""Gives memory back to the system: after a burst of connections, and while a load lasts.
+"""Gives memory back to the system: after a burst of connections, and while there are many.
 
 Thread: the janitor's.
 """
@@ -15,12 +15,12 @@ BURST = 16
 COLLECT_SECONDS = 15.0
 """The least time between two collections: with 10,000 connections one takes 50 ms."""
 STEADY_SECONDS = 60.0
-"""How often memory is given back under a load that does not end.  Flows that come and go leave
-holes in the heap, which would grow for hours."""
+"""How often memory is given back while there are BURST things or more.  Flows that come and go
+leave holes in the heap, which would grow for hours."""
 
 
 class MemoryTrimmer:
-    """Gives memory back to the system once half of a burst has gone, and from time to time.
+    """Gives memory back to the system once half of a burst has gone, and every STEADY_SECONDS.
 
     Expirable: the janitor calls it every second.
     """

@@ -12,7 +12,10 @@ from netproxy.typed import Iterable, Mapping
 
 FROM_THE_START: Mapping[str, tuple[str, ...]] = {
     "authentication": ("refused", "penalty", "unavailable"),
-    "connections": ("bad protocol", "broken off", "closed early", "internal error", "timed out"),
+    "connections": (
+        *("bad protocol", "broken off", "cannot be served"),
+        *("closed early", "internal error", "timed out"),
+    ),
     "connections_refused": (
         *(CLIENT_NOT_ALLOWED, CLIENT_RATE, EVICTED, "client banned", "client limit"),
         *("connection limit", "no descriptor", "no thread", "too many handshakes"),

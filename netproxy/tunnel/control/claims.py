@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from functools import partial
 
-from netproxy.interfaces.connections import Wait
 from netproxy.protocol import tunnel
-from netproxy.tunnel.control.refusals import ANSWER_SECONDS
+from netproxy.tunnel.control.refusals import ANSWER_SECONDS, wait_for_end
 from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Wait
     from netproxy.tunnel.control.login import AgentLogin
     from netproxy.tunnel.control.refusals import HandshakeRefusals
     from netproxy.tunnel.control.session import AgentSession
@@ -45,12 +44,8 @@ class NameClaims:
             return None
         asked = time.monotonic()
         holder.control.ping()
-        return Wait(
-            ((login.stream.socket, select.POLLRDHUP),),
-            CHALLENGE_SECONDS,
-            partial(self._decide, login, holder, asked),
-            idle=True,
-        )
+        decide = partial(self._decide, login, holder, asked)
+        return wait_for_end(login.stream, CHALLENGE_SECONDS, decide)
 
     def _decide(
         self, login: AgentLogin, holder: AgentSession, asked: float, closed: bool

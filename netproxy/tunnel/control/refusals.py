@@ -8,8 +8,9 @@ from functools import partial
 
 from netproxy.interfaces.connections import Wait
 from netproxy.interfaces.services import Refusal
+from netproxy.net.stream import poll_watched
 from netproxy.protocol import tunnel
-from netproxy.typed import TYPE_CHECKING, Protocol
+from netproxy.typed import TYPE_CHECKING, Callable, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -48,17 +49,29 @@ class HandshakeRefusals:
     def refuse_later(self, stream: Stream, client: Address, hello: Hello) -> Wait:
         """Refuse an agent that has proven nothing, after a delay."""
         self._note(client, hello, tunnel.NOT_PROVEN, AGENTS)
-        return Wait(
-            ((stream.socket, select.POLLRDHUP),),
-            self._back_off.next_delay(client.host, time.monotonic()),
-            partial(_refuse_unless_closed, stream),
-            idle=True,
-        )
+        seconds = self._back_off.next_delay(client.host, time.monotonic())
+        return wait_for_end(stream, seconds, partial(_refuse_unless_closed, stream))
 
     def _note(self, client: Address, hello: Hello, reason: int, decided: str) -> None:
         text, asked = tunnel.REFUSALS[reason], f"agent '{hello.name}'"
         refusal = Refusal("tunnel_handshakes", text, BRIDGE, client.host, asked, decided)
         self._counter.refuse(refusal)
+
+
+def wait_for_end(stream: Stream, seconds: float, then: Callable[[bool], Wait | None]) -> Wait:
+    """Return a wait for the end of a stream; then(True) goes on after it, then(False) without it.
+
+    An event may be about the last owner of the descriptor: the wait goes on for what is left.
+    """
+    watched = ((stream.socket, select.POLLRDHUP),)
+    deadline = time.monotonic() + seconds
+
+    def resume(ready: bool) -> Wait | None:
+        if ready and not poll_watched(watched, 0):
+            return wait_for_end(stream, max(0.0, deadline - time.monotonic()), then)
+        return then(ready)
+
+    return Wait(watched, seconds, resume, idle=True)
 
 
 def _refuse_unless_closed(stream: Stream, closed: bool) -> None:
