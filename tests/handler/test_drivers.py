@@ -277,7 +277,7 @@ def test_dial_without_descriptors_is_answered_and_counted(
         answer = converse(sock, GREETING + socks5_request(address_of(listening)))
         assert answer == ANONYMOUS + b"\5\1" + NO_ADDRESS
         wait_until(lambda: not relay.daemon.live)
-        assert [record.ended for record in relay.log.records] == ["failed"]
+        assert [record.ended for record in relay.log.records] == [os.strerror(errno.EMFILE)]
         assert relay.count("dial_failures", "failed") == 1
 
 
