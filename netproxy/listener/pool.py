@@ -30,6 +30,13 @@ STACK = 256 * 1024
 Task: TypeAlias = Callable[[], None]
 
 
+def _look() -> None:
+    """Stand for a look at the time, which a thread that ends asks of another one.
+
+    Before Python 3.13 a thread that SimpleQueue wakes in vain at its deadline waits without one.
+    """
+
+
 def set_stack_size() -> None:
     """Set the stack size of all threads that are started from now on."""
     threading.stack_size(STACK)
@@ -180,16 +187,21 @@ class ThreadPool:
 
     def _work(self) -> None:
         thread = threading.current_thread()
+        until = time.monotonic() + IDLE_SECONDS
         while True:
             try:
-                task = self._tasks.get(timeout=IDLE_SECONDS)
+                task = self._tasks.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
                 with self._lock:
-                    if self._busy >= len(self._threads):
-                        # A task that was submitted just now counts on this thread.
-                        continue
-                    self._threads.discard(thread)
-                return
+                    if self._busy < len(self._threads):
+                        self._threads.discard(thread)
+                        self._tasks.put(_look)
+                        return
+                # A task that was submitted just now counts on this thread.
+                until = time.monotonic() + IDLE_SECONDS
+                continue
+            if task is _look:
+                continue
             if task is None:
                 with self._lock:
                     self._threads.discard(thread)
@@ -201,5 +213,6 @@ class ThreadPool:
             except Exception:
                 self._log.exception(f"working as {thread.name}")
             del task
+            until = time.monotonic() + IDLE_SECONDS
             with self._lock:
                 self._busy -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import SimpleQueue
 from typing import Callable, Iterator
 
 import pytest
@@ -272,3 +273,32 @@ def test_clients_take_turns_while_all_threads_are_busy(make: Make, gate: Gate) -
     assert order == [0, 5, 6, 1, 10, 7, 2, 8, 3, 9, 4]
     wait_until(lambda: not pool.busy)
     assert not pool._turns
+
+
+class ForgetfulQueue:
+    """A SimpleQueue that does not tell one thread, of those that come later, of its deadline."""
+
+    def __init__(self) -> None:
+        self.later = False
+        self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._first = threading.Lock()
+        self.put = self._queue.put
+
+    def get(self, timeout: float) -> Callable[[], None]:
+        forgets = self.later and self._first.acquire(blocking=False)
+        return self._queue.get() if forgets else self._queue.get(timeout=timeout)
+
+
+def test_thread_that_ends_has_another_one_look_at_the_time(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.10 to 3.12 wait for ever if they wake a thread in vain at its deadline."""
+    monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.02)
+    pool, queue = make(2), ForgetfulQueue()
+    monkeypatch.setattr(pool, "_tasks", queue)
+    for _ in range(2):
+        pool.submit(gate)
+    gate.wait_for(2)
+    queue.later = True
+    gate.let_go()
+    wait_until(lambda: not pool.threads)
