@@ -33,7 +33,7 @@ Task: TypeAlias = Callable[[], None]
 def _look() -> None:
     """Stand for a look at the time, which a thread that ends asks of another one.
 
-    Before Python 3.13 a thread that SimpleQueue wakes in vain at its deadline waits without one.
+    With Python 3.11 some threads were seen to wait in SimpleQueue.get() long after their deadline.
     """
 
 

@@ -292,7 +292,7 @@ class ForgetfulQueue:
 def test_thread_that_ends_has_another_one_look_at_the_time(
     make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python 3.10 to 3.12 wait for ever if they wake a thread in vain at its deadline."""
+    """Threads were seen to wait in SimpleQueue.get() long after their deadline (Python 3.11)."""
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.02)
     pool, queue = make(2), ForgetfulQueue()
     monkeypatch.setattr(pool, "_tasks", queue)
