@@ -121,7 +121,7 @@ class Destinations:
             addresses = permitted
         if self._fake:
             addresses = self._without_fake(flow, addresses)
-        return self.without_own(flow, addresses)
+        return self.without_own(flow, addresses) if self.is_own_port(flow) else tuple(addresses)
 
     def _without_fake(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
         """Return the addresses that lead to no fake address, at least one.
@@ -137,7 +137,8 @@ class Destinations:
 
     def is_own_port(self, flow: Flow) -> bool:
         """Return whether the daemon listens on the port of the flow's target, on any address."""
-        return self._own.has_port(flow.network, flow.target.port, bool(flow.listener))
+        own, key = self._own, (flow.network, flow.target.port)
+        return key in own.ports or (bool(flow.listener) and key in own.agent_ports)
 
     def without_own(
         self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors = ANY_ROUTE
@@ -147,9 +148,9 @@ class Destinations:
         All addresses have the port of the flow's target.  `selectors`: of the socket that is to
         connect to them.  Raises DialError(LOOP).
         """
-        agents = bool(flow.listener)
-        if not self._own.has_port(flow.network, flow.target.port, agents):
+        if not self.is_own_port(flow):
             return tuple(addresses)
+        agents = bool(flow.listener)
         others = tuple(
             address
             for address in addresses

@@ -45,9 +45,11 @@ class OwnSockets:
         # value, or a table, as a whole.
         self._lock = threading.Lock()
         self._registered: dict[object, tuple[str, Address]] = {}
-        """Those in _ports that set() does not replace, by a key of their own."""
-        self._ports: _Ports = {}
-        self._agent_ports: _Ports = {}
+        """Those in `ports` that set() does not replace, by a key of their own."""
+        self.ports: _Ports = {}
+        """Of the configuration, and what was registered."""
+        self.agent_ports: _Ports = {}
+        """Of the agents of tunnels."""
         self.announce: Announce | None = None
         """Tells the other workers of this daemon; None if there are none."""
 
@@ -57,7 +59,7 @@ class OwnSockets:
             ports: _Ports = {}
             for network, address in (*sockets, *self._registered.values()):
                 _add(ports, network, address)
-            self._ports = ports
+            self.ports = ports
 
     def register(
         self, network: str, address: Address, of_agent: bool = False
@@ -69,10 +71,10 @@ class OwnSockets:
         key = object()
         with self._lock:
             if of_agent:
-                _add(self._agent_ports, network, address)
+                _add(self.agent_ports, network, address)
                 return partial(self._unregister_agent, network, address)
             self._registered[key] = network, address
-            _add(self._ports, network, address)
+            _add(self.ports, network, address)
         return partial(self._unregister, key)
 
     def register_everywhere(
@@ -86,16 +88,11 @@ class OwnSockets:
 
     def _unregister(self, key: object) -> None:
         with self._lock:
-            _remove(self._ports, *self._registered.pop(key))
+            _remove(self.ports, *self._registered.pop(key))
 
     def _unregister_agent(self, network: str, address: Address) -> None:
         with self._lock:
-            _remove(self._agent_ports, network, address)
-
-    def has_port(self, network: str, port: int, agents: bool = True) -> bool:
-        """Return whether a port is in use on any address; `agents` includes those of agents."""
-        key = network, port
-        return key in self._ports or (agents and key in self._agent_ports)
+            _remove(self.agent_ports, network, address)
 
     def holds(
         self,
@@ -109,9 +106,9 @@ class OwnSockets:
         `selectors`: of the socket that would connect to it.  Never waits.
         """
         key = network, address.port
-        hosts = self._ports.get(key, ())
+        hosts = self.ports.get(key, ())
         if agents:
-            hosts += self._agent_ports.get(key, ())
+            hosts += self.agent_ports.get(key, ())
         if not hosts:
             return False
         host, _, scope = address.host.partition("%")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from netproxy.errors import Reason
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Descriptor, Stream
-    from netproxy.interfaces.datagrams import PacketConn, SocketAddress
+    from netproxy.interfaces.datagrams import PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.networks import IpNetwork
 
@@ -68,8 +68,8 @@ class PendingDial(Protocol):
     Call finish() or close() exactly once.
     """
 
-    local: SocketAddress | None
-    """The local sockaddr, once finish() has returned."""
+    local: Address | None
+    """The local address, once finish() has returned."""
 
     @property
     def socket(self) -> Descriptor:

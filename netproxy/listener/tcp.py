@@ -29,7 +29,6 @@ from netproxy.typed import TYPE_CHECKING, Any, Callable
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler, Handshake
-    from netproxy.interfaces.datagrams import SocketAddress
     from netproxy.interfaces.listeners import Admission
 
     Begin = Callable[[Stream], Handshake]
@@ -46,7 +45,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
     name = ""  # the listener's name in the configuration
     leaves_waiting = False  # True if another process accepts what waits when this one stops
     ends_socket = False  # True if stop() ends the listening for all processes that hold the socket
-    local_sockaddr: SocketAddress | None = None  # that of its connections; None: the kernel tells
+    local_address: Address | None = None  # that of its connections; None: the kernel tells
+    _accept = staticmethod(syscalls.accept)
     _to_address, _place = staticmethod(from_sockaddr), staticmethod(family_and_sockaddr)
     _handshake_seconds, _stopping = 0.0, False
     request_queue_size = BACKLOG
@@ -90,10 +90,6 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)
         name = f"tcp-listener {self.address}"
         self.thread = threading.Thread(target=self.serve_forever, name=name, daemon=True)
-
-    @staticmethod
-    def _accept_socket(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
-        return syscalls.accept(sock)
 
     def server_bind(self) -> None:
         """Bind the socket with our options."""
@@ -158,22 +154,24 @@ class TcpListener(socketserver.ThreadingTCPServer):
         if self._stopping:
             raise OSError(errno.ECANCELED, "stopped")
         try:
-            accepted = self._accept_socket(self.socket)
+            accepted = self._accept(self.socket)
         except OSError as error:
             self._note(error)
             raise
         if accepted is not None:
-            self._serve(accepted[0], self._to_address(accepted[1]))
+            self._serve(*accepted)
         return accepted is not None
 
     def get_request(self) -> tuple[socket.socket, Address]:
         """Return a new connection and its client.  Raises OSError, perhaps after a pause."""
         try:
-            while (accepted := self._accept_socket(self.socket)) is None:
+            while True:
+                # To ask for a second one first would be in vain: most connections come alone.
                 self._wait.wait()
                 if self._stopping:
                     raise OSError(errno.ECANCELED, "stopped")
-            return accepted[0], self._to_address(accepted[1])
+                if (accepted := self._accept(self.socket)) is not None:
+                    return accepted
         except OSError as error:
             if not self._stopping and self._note(error):
                 time.sleep(ACCEPT_PAUSE)
@@ -202,7 +200,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
-        stream = Stream(request, b"", self._handshake_seconds, self.local_sockaddr)
+        stream = Stream(request, b"", self._handshake_seconds, self.local_address)
         connection = self._resident(stream, client_address, self.admission)
         self.handshakes.uncounted[connection] = None
         if len(self.handshakes.uncounted) > self.handshakes.room:

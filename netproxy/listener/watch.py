@@ -39,23 +39,19 @@ class Watch:
 
     def __init__(self, wait: Wait, owner: WaitOwner) -> None:
         self.owner = owner
-        self.wait = wait
-        self.descriptors = _by_number(wait)
+        self.wait: Wait
+        # What it is for: each descriptor's number, its object and its events.
+        self.descriptors: dict[int, tuple[Descriptor, int]] = {}
+        self.follow(wait)
         self.deadline = NEVER if wait.seconds is None else time.monotonic() + wait.seconds
 
     def follow(self, wait: Wait) -> dict[int, tuple[Descriptor, int]]:
         """Take another wait; return the descriptors of the one before."""
-        before, self.descriptors = self.descriptors, _by_number(wait)
+        before, self.descriptors = self.descriptors, {}
+        for entry in wait.watched:
+            self.descriptors[entry[0].fileno()] = entry
         self.wait = wait
         return before
-
-
-def _by_number(wait: Wait) -> dict[int, tuple[Descriptor, int]]:
-    """Return what a wait is for: each descriptor's number, its object and its events."""
-    found = {}
-    for entry in wait.watched:
-        found[entry[0].fileno()] = entry
-    return found
 
 
 class Deadlines:

@@ -15,13 +15,12 @@ import time
 
 from netproxy.errors import DialError, Reason
 from netproxy.net import syscalls
-from netproxy.net.address import is_ipv6, to_sockaddr
+from netproxy.net.address import is_ipv6
 from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, tune
 from netproxy.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.datagrams import SocketAddress
 
 # Seconds until another address is tried: RFC 8305 section 5.
 ATTEMPT_DELAY = 0.25
@@ -68,16 +67,7 @@ class PendingDial:
     Its socket becomes writable when it is settled.  Call finish() or close() exactly once.
     """
 
-    __slots__ = (
-        "socket",
-        "_deadline",
-        "_address",
-        "_sockaddr",
-        "_outcome",
-        "_keepalive",
-        "_opened",
-        "local",
-    )
+    __slots__ = ("socket", "_deadline", "_address", "_outcome", "_keepalive", "_opened", "local")
 
     def __init__(
         self, address: Address, seconds: float, options: SocketOptions = DEFAULT_OPTIONS
@@ -86,12 +76,12 @@ class PendingDial:
         self._deadline = time.monotonic() + seconds
         self._address = address
         self._keepalive = options.keepalive
-        # The local sockaddr, once finish() has returned.
-        self.local: SocketAddress | None = None
+        # The local address, once finish() has returned.
+        self.local: Address | None = None
         # Unset if no socket could be had: then the dial is settled.
         self.socket: socket.socket
         try:
-            self.socket, self._sockaddr, self._outcome = _begin(address, options)
+            self.socket, self._outcome = _begin(address, options)
             self._opened = True
         except OSError as error:
             self._opened = False
@@ -135,9 +125,9 @@ class PendingDial:
             outcome = errno.ETIMEDOUT if not self.settled() else self._outcome
         if not outcome:
             try:
-                self.local = syscalls.local_sockaddr(self.socket)
+                self.local = syscalls.local_address(self.socket)
                 # Linux connects a socket to itself if source and target port are the same.
-                outcome = errno.ECONNREFUSED if self.local == self._sockaddr else 0
+                outcome = errno.ECONNREFUSED if self.local == self._address else 0
             except OSError as error:
                 outcome = error.errno or errno.EIO
         if not outcome:
@@ -226,26 +216,23 @@ def tell_step(name: str, text: object) -> None:
         _local.dials.step(name, str(text))
 
 
-def _begin(
-    address: Address, options: SocketOptions
-) -> tuple[socket.socket, tuple[str, int] | tuple[str, int, int, int], int]:
-    """Return a socket that connects to an address, its sockaddr, and 0 or the errno so far.
+def _begin(address: Address, options: SocketOptions) -> tuple[socket.socket, int]:
+    """Return a socket that connects to an address, and 0 or the errno so far.
 
     Raises OSError, DialError.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sockaddr = to_sockaddr(address, family)
     sock = syscalls.open_tcp(family)
     try:
         if options is not DEFAULT_OPTIONS:
             options.apply(sock)
-        outcome = syscalls.connect(sock, sockaddr)
+        outcome = syscalls.connect(sock, family, address)
         if _local.dials is not None:
             note_dial(sock, address)  # from now on there is something to abort
     except BaseException:
         sock.close()
         raise
-    return sock, sockaddr, outcome
+    return sock, outcome
 
 
 def _failure(code: int, address: Address) -> DialError:
@@ -297,7 +284,7 @@ class _Race:
 
     def _start(self, address: Address) -> socket.socket | None:
         try:
-            sock, _, outcome = _begin(address, self._options)
+            sock, outcome = _begin(address, self._options)
         except OSError as error:
             self._failures.append(_failure(error.errno or 0, address))
             return None

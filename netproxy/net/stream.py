@@ -25,7 +25,6 @@ from netproxy.typed import TYPE_CHECKING, Any, Callable, TypeVar
 
 if TYPE_CHECKING:
     from netproxy.interfaces import connections
-    from netproxy.interfaces.datagrams import SocketAddress
     from netproxy.interfaces.flows import PortRoute
     from netproxy.interfaces.services import Trace
     from netproxy.interfaces.sockets import SocketCalls
@@ -58,9 +57,9 @@ class Stream:
         sock: socket.socket,
         unread: bytes = b"",
         limited: float | None = None,
-        local: SocketAddress | None = None,
+        local: Address | None = None,
     ) -> None:
-        """`limited`: as limit().  `local` is the local sockaddr, if it is known."""
+        """`limited`: as limit().  `local` is the local address, if it is known."""
         self.socket = sock
         # True if the poller's thread may handle its bytes; False for encrypted or bulk data.
         self.light = True
@@ -348,7 +347,7 @@ class Stream:
     def local_address(self) -> Address:
         """Return the local address.  Raises StreamError."""
         try:
-            return from_sockaddr(self._local or syscalls.local_sockaddr(self.socket))
+            return self._local or syscalls.local_address(self.socket)
         except OSError as error:
             raise StreamError(error.strerror or "not connected") from error
 

@@ -17,11 +17,11 @@ import socket
 import struct
 import threading
 
-from netproxy.net.address import pack_sockaddr, unpack_sockaddr
+from netproxy.net.address import IPV4_NAME, from_sockaddr, pack_address, to_sockaddr, unpack_address
 from netproxy.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.sockets import StreamSocket
 
 try:
@@ -43,8 +43,6 @@ POLL_LIMIT_MS = (1 << 31) - 1
 """The longest time that poll(2) takes, an int: 24 days stand for no limit."""
 NAME_ROOM = 32
 """Bytes for a sockaddr: sockaddr_in6 has 28."""
-IPV4_NAME = 16
-"""Bytes of a sockaddr_in."""
 _NAME_LENGTH = struct.Struct("@I")
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP = socket.SOCK_STREAM | _NONBLOCK
@@ -146,13 +144,16 @@ def _open_tcp(family: int) -> socket.socket:
     return socket.socket(family, _TCP, 0, descriptor)
 
 
-def _connect(sock: socket.socket, sockaddr: SocketAddress) -> int:
-    """Begin to connect; return 0 or the errno, EINPROGRESS if it takes time."""
-    name = pack_sockaddr(sockaddr)
+def _connect(sock: socket.socket, family: int, address: Address) -> int:
+    """Begin to connect a socket of `family` to a literal address.
+
+    Return 0 or the errno, EINPROGRESS if it takes time.  Raises ValueError as pack_address().
+    """
+    name = pack_address(address, family)
     return ctypes.get_errno() if _connect_descriptor(sock.fileno(), name, len(name)) < 0 else 0
 
 
-def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+def _accept(sock: socket.socket) -> tuple[socket.socket, Address] | None:
     """Return a new connection, which does not block, and its peer; None if none waits.
 
     `sock` must not block.  Raises OSError.
@@ -166,42 +167,41 @@ def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
             return None
         raise _failure()
     (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
-    peer = unpack_sockaddr(bytes(buffer.view[:length]))
+    peer = unpack_address(bytes(buffer.view[:length]))
     # A socket's own `family` makes an enum each time.
     family = socket.AF_INET if length == IPV4_NAME else socket.AF_INET6
     return socket.socket(family, _TCP, 0, descriptor), peer
 
 
-def _local_sockaddr(sock: socket.socket) -> SocketAddress:
-    """Return the local sockaddr.  Raises OSError."""
+def _local_address(sock: socket.socket) -> Address:
+    """Return the local address.  Raises OSError."""
     buffer = buffers.received
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     if _name_of(sock.fileno(), buffer.address, buffer.address + NAME_ROOM) < 0:
         raise _failure()
     (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
-    return unpack_sockaddr(bytes(buffer.view[:length]))
+    return unpack_address(bytes(buffer.view[:length]))
 
 
 def _portable_open_tcp(family: int) -> socket.socket:
     return socket.socket(family, _TCP)
 
 
-def _portable_connect(sock: socket.socket, sockaddr: SocketAddress) -> int:
-    return sock.connect_ex(sockaddr)
+def _portable_connect(sock: socket.socket, family: int, address: Address) -> int:
+    return sock.connect_ex(to_sockaddr(address, family))
 
 
-def _portable_accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+def _portable_accept(sock: socket.socket) -> tuple[socket.socket, Address] | None:
     try:
         connection, peer = sock.accept()
     except BlockingIOError:
         return None
     connection.setblocking(False)
-    return connection, peer
+    return connection, from_sockaddr(peer)
 
 
-def _portable_local_sockaddr(sock: socket.socket) -> SocketAddress:
-    sockaddr: SocketAddress = sock.getsockname()
-    return sockaddr
+def _portable_local_address(sock: socket.socket) -> Address:
+    return from_sockaddr(sock.getsockname())
 
 
 def _portable_receive(sock: socket.socket, limit: int) -> memoryview | None:
@@ -282,9 +282,9 @@ if _library is not None:
     _name_of.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     receive, send, close, shutdown = _receive, _send, _close, _shutdown
     open_tcp, connect = _open_tcp, _connect
-    accept, local_sockaddr = _accept, _local_sockaddr
+    accept, local_address = _accept, _local_address
 else:
     receive, send = _portable_receive, _portable_send
     close, shutdown = _portable_close, _portable_shutdown
     open_tcp, connect = _portable_open_tcp, _portable_connect
-    accept, local_sockaddr = _portable_accept, _portable_local_sockaddr
+    accept, local_address = _portable_accept, _portable_local_address

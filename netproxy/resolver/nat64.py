@@ -118,21 +118,21 @@ class Nat64:
         self, addresses: Sequence[Address], selectors: RouteSelectors, seconds: float
     ) -> Sequence[Address]:
         """Return the addresses to dial; blocks for at most `seconds` and SECONDS."""
-        if self._can_dial(addresses, selectors):
+        known = self.translate_now(addresses, selectors)
+        if known is not None:
+            return known
+        try:
+            found = self._resolver.resolve(WELL_KNOWN_NAME, "", min(seconds, SECONDS))
+        except DialError:
             return addresses
-        prefix = self._prefix
-        if prefix is None:
-            try:
-                found = self._resolver.resolve(WELL_KNOWN_NAME, "", min(seconds, SECONDS))
-                prefix = find_prefix([address.host for address in found])
-            except DialError:
-                pass
-        return _translate(addresses, prefix)
+        return _translate(addresses, find_prefix([address.host for address in found]))
 
     def translate_now(
         self, addresses: Sequence[Address], selectors: RouteSelectors
     ) -> Sequence[Address] | None:
         """Return the addresses to dial, None if the prefix must be looked up first."""
+        if not self._is_on or addresses[0].host.startswith(_LOOPBACK):
+            return addresses
         if self._can_dial(addresses, selectors):
             return addresses
         prefix = self._prefix
@@ -147,9 +147,7 @@ class Nat64:
         return _translate(addresses, prefix)
 
     def _can_dial(self, addresses: Sequence[Address], selectors: RouteSelectors) -> bool:
-        """Return whether any address can be dialled as it is, or nothing is translated."""
-        if not self._is_on or addresses[0].host.startswith(_LOOPBACK):
-            return True
+        """Return whether any address can be dialled as it is."""
         now = time.monotonic()
         has_default, until = self._defaults.get(selectors, (False, 0.0))
         if now >= until:

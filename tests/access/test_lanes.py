@@ -276,3 +276,47 @@ def test_thread_of_a_lane_has_a_low_priority(
         before = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
         assert pool.submit(run).result() >= max(before, lanes_module.SUSPECT_NICE)
     assert login.go_on() and os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_check_of_a_suspect_gives_way_to_first_logins(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, is_dropped: bool
+) -> None:
+    """Hazard 110: two checks at once slow each other down."""
+    monkeypatch.setattr(lanes_module, "GIVE_WAY_SECONDS", SECONDS)
+    checked = Checked(stream, "alice", "bob", "carol")
+    checked.fail("alice", OTHER)
+    suspect, first, last = map(checked.begin, ("alice", "bob", "carol"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(checked.suspect.run)
+        checked.clean.waiting.pop(0).run()
+        if is_dropped:
+            checked.clean.waiting.pop().drop()
+        else:
+            checked.clean.run()
+        running.result(SECONDS)
+    assert suspect.go_on() and first.go_on()
+    assert checked.asked == ["alice", "bob", *["carol"] * (not is_dropped), "alice"]
+
+
+def test_check_of_a_suspect_gives_way_for_a_moment_only(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "GIVE_WAY_SECONDS", 0.0)
+    checked = Checked(stream, "alice", "bob")
+    checked.fail("alice", OTHER)
+    suspect, first = checked.begin("alice"), checked.begin("bob")
+    checked.suspect.run()
+    assert suspect.go_on() and not first.ended
+
+
+def test_check_that_changes_the_lane_is_no_first_login_any_more(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "GIVE_WAY_SECONDS", SECONDS)
+    checked = Checked(stream, "alice")
+    login = checked.begin("alice")
+    checked.back_off.next_delay(CLIENT, time.monotonic())
+    checked.clean.run()
+    checked.suspect.run()
+    assert login.go_on() and checked.lanes._first == 0

@@ -74,14 +74,14 @@ def is_lent(rig: TcpRig) -> bool:
 
 def fail_accept(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """Make the next accept() fail."""
-    accept, left = tcp_module.syscalls.accept, [code]
+    accept, left = tcp_module.TcpListener._accept, [code]
 
     def failing_accept(sock: socket.socket) -> Any:  # Any: as accept()
         if left:
             raise OSError(left[0], os.strerror(left.pop()))
         return accept(sock)
 
-    monkeypatch.setattr(tcp_module.syscalls, "accept", failing_accept)
+    monkeypatch.setattr(tcp_module.TcpListener, "_accept", staticmethod(failing_accept))
 
 
 def test_connections_of_a_busy_listener_begin_on_the_pollers_thread(

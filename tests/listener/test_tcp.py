@@ -216,7 +216,7 @@ class TestAcceptErrors:
 
         Returns the times of the calls.
         """
-        accept, left, times = tcp_module.syscalls.accept, list(codes), []
+        accept, left, times = tcp_module.TcpListener._accept, list(codes), []
 
         def failing_accept(sock: socket.socket) -> Any:
             times.append(time.monotonic())
@@ -225,7 +225,7 @@ class TestAcceptErrors:
                 raise OSError(code, os.strerror(code))
             return accept(sock)
 
-        monkeypatch.setattr(tcp_module.syscalls, "accept", failing_accept)
+        monkeypatch.setattr(tcp_module.TcpListener, "_accept", staticmethod(failing_accept))
         return times
 
     @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
@@ -309,8 +309,9 @@ class TestStop:
         errors = [errno.EMFILE] * 3
         TestAcceptErrors().fail_accept(monkeypatch, *errors)
         rig.listener.start()
-        rig.log.wait_for("cannot accept")
-        rig.listener.stop()
+        with rig.connect():
+            rig.log.wait_for("cannot accept")
+            rig.listener.stop()
         assert not rig.listener.thread.is_alive()
 
     @pytest.mark.parametrize("errors", [[], [errno.EMFILE]], ids=["accepted", "accept fails"])
@@ -331,7 +332,7 @@ class TestStop:
                 raise OSError(errors[0], os.strerror(errors[0]))
 
             if errors:
-                monkeypatch.setattr(rig.listener, "_accept_socket", accept)
+                monkeypatch.setattr(rig.listener, "_accept", accept)
             rig.listener.stop()
             with pytest.raises(ConnectionRefusedError):
                 rig.connect()

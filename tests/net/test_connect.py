@@ -218,7 +218,7 @@ def test_refusal_of_the_kernel_is_not_told_as_one_of_our_rules(
     monkeypatch: pytest.MonkeyPatch, others: tuple[Address, ...]
 ) -> None:
     """As a firewall of this machine does it."""
-    monkeypatch.setattr(syscalls, "connect", lambda sock, sockaddr: errno.EPERM)
+    monkeypatch.setattr(syscalls, "connect", lambda sock, family, address: errno.EPERM)
     with pytest.raises(DialError) as caught:
         connect([Address("192.0.2.1", 9), *others], SECONDS)
     error = caught.value

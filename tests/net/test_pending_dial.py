@@ -160,7 +160,7 @@ def test_error_of_the_kernel_is_a_dial_error(monkeypatch: pytest.MonkeyPatch) ->
         "open_tcp",
         lambda family: Broken(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK),
     )
-    monkeypatch.setattr(syscalls, "connect", lambda sock, sockaddr: errno.EINPROGRESS)
+    monkeypatch.setattr(syscalls, "connect", lambda sock, family, address: errno.EINPROGRESS)
     error = failure(PendingDial(Address("127.0.0.1", 9), NEAR))
     assert (error.reason, error.said) == (Reason.GENERAL, os.strerror(errno.ENOBUFS))
 

@@ -9,12 +9,14 @@ import os
 import select
 import socket
 import ssl
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import pytest
 
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.sockets import StreamSocket
 from netproxy.net import syscalls
+from netproxy.net.address import from_sockaddr
 from netproxy.net.tls_socket import TlsSocket
 from tests.support.sockets import (
     HAS_IPV6,
@@ -41,9 +43,9 @@ class Form(NamedTuple):
     close: Callable[[StreamSocket], None]
     shutdown: Callable[[socket.socket, int], None]
     open_tcp: Callable[[int], socket.socket]
-    connect: Callable[[socket.socket, tuple[Any, ...]], int]
-    accept: Callable[[socket.socket], tuple[socket.socket, tuple[Any, ...]] | None]
-    local_sockaddr: Callable[[socket.socket], tuple[Any, ...]]
+    connect: Callable[[socket.socket, int, Address], int]
+    accept: Callable[[socket.socket], tuple[socket.socket, Address] | None]
+    local_address: Callable[[socket.socket], Address]
 
 
 FORMS = {
@@ -88,11 +90,11 @@ def test_calls_on_a_closed_socket_fail_with_ebadf(form: Form) -> None:
         (form.send, b"x"),
         (form.shutdown, socket.SHUT_WR),
         (form.accept,),
-        (form.local_sockaddr,),
+        (form.local_address,),
     ]
     for call, *arguments in failing:
         assert code_of(call, sock, *arguments) == errno.EBADF
-    assert form.connect(sock, ("127.0.0.1", 9)) == errno.EBADF
+    assert form.connect(sock, socket.AF_INET, Address("127.0.0.1", 9)) == errno.EBADF
 
 
 def test_calls_on_an_unconnected_socket_fail(form: Form) -> None:
@@ -243,17 +245,19 @@ class TestOpenAndConnect:
     @pytest.mark.parametrize("host", HOSTS)
     def test_connect_leads_to_the_listener(self, form: Form, host: str) -> None:
         with listen(host) as listening, form.open_tcp(listening.family) as sock:
-            assert form.connect(sock, listening.getsockname()) in (0, errno.EINPROGRESS)
+            target = from_sockaddr(listening.getsockname())
+            assert form.connect(sock, listening.family, target) in (0, errno.EINPROGRESS)
             wait_for(sock, select.POLLOUT)
             accepted, peer = listening.accept()
             with accepted:
-                assert peer == sock.getsockname() == form.local_sockaddr(sock)
+                assert peer == sock.getsockname()
+                assert form.local_address(sock) == from_sockaddr(peer)
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            assert form.connect(sock, listening.getsockname()) in (0, errno.EISCONN)
+            assert form.connect(sock, listening.family, target) in (0, errno.EISCONN)
 
     def test_connect_to_a_closed_port_is_refused_at_once_or_later(self, form: Form) -> None:
         with refusing() as address, form.open_tcp(socket.AF_INET) as sock:
-            outcome = form.connect(sock, tuple(address))
+            outcome = form.connect(sock, socket.AF_INET, Address(*address))
             if outcome == errno.EINPROGRESS:
                 wait_for(sock, select.POLLOUT)
                 outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -279,7 +283,7 @@ class TestAccept:
             accepted = form.accept(listening)
             assert accepted is not None
             with accepted[0] as sock:
-                assert accepted[1] == client.getsockname()
+                assert accepted[1] == from_sockaddr(client.getsockname())
                 assert (sock.family, sock.type, sock.gettimeout()) == (
                     listening.family,
                     socket.SOCK_STREAM,
@@ -297,7 +301,8 @@ class TestAccept:
             accepted = form.accept(listening)
             assert accepted is not None
             with accepted[0] as sock:
-                assert form.local_sockaddr(sock) == listening.getsockname() == client.getpeername()
+                assert listening.getsockname() == client.getpeername()
+                assert form.local_address(sock) == from_sockaddr(client.getpeername())
 
     def test_accept_returns_none_if_no_client_waits(self, form: Form) -> None:
         with listen() as listening:

@@ -2,9 +2,11 @@
 
 A check of a hash takes a processor and memory, on purpose.  Each lane makes one check at a time,
 fairly by client.  The second lane is for suspects: clients that have failed lately, and names for
-which a password was wrong lately.  Its thread has a lower priority.  A suspect loses nothing but
-time.  The choice depends on failures alone, and so tells nobody which users there are.  Each lane
-has memory of its own: a first login never waits for the check of a suspect that has begun.
+which a password was wrong lately.  Its thread has a lower priority, and no check begins there
+while a first login waits or is checked: two checks at once slow each other down, even on
+processors of their own.  A suspect loses nothing but time.  The choice depends on failures alone,
+and so tells nobody which users there are.  Each lane has memory of its own: a first login never
+waits for the check of a suspect that has begun.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ NAMES_LIMIT = 1024
 SUSPECT_NICE = 5
 """The priority of the suspects' thread: a third of a relay's share of a busy processor.  With
 a lower one a user who has mistyped would wait for seconds, and hold memory all the time."""
+GIVE_WAY_SECONDS = 0.25
+"""A suspect's check gives way to first logins for so long, the time of some checks.  Then it
+begins all the same: an attack that never fails twice may not hold up users who have mistyped."""
 
 
 class PasswordLanes:
@@ -35,8 +40,12 @@ class PasswordLanes:
     def __init__(self, clean: FairSubmit, suspect: FairSubmit, back_off: BackOff) -> None:
         """`clean` and `suspect` have one thread each; `back_off` knows the clients' failures."""
         self._clean, self._suspect, self._back_off = clean, suspect, back_off
-        # Guards _names and _held.
+        # Guards _names, _held and _first.
         self._lock = threading.Lock()
+        self._first = 0
+        """The first logins that wait or are checked."""
+        # Notified when _first becomes 0.
+        self._none_first = threading.Condition(self._lock)
         self._names: dict[int, float] = {}
         """The hashes of names, each with the time of its last failure, oldest first."""
         self._held: dict[tuple[str, str], int] = {}
@@ -46,17 +55,20 @@ class PasswordLanes:
 
     def submit(self, task: LoginTask) -> None:
         """Run a check as soon as it is its client's turn, or drop it.  Does not block."""
-        turn = _Turn(self, task)
+        turn = _Turn(self, task, self.is_suspect(task))
         with self._lock:
             self._held[turn.key] = self._held.get(turn.key, 0) + 1
-        if self.is_suspect(task):
-            self.distrust(turn)
+            self._first += not turn.is_suspect
+        if turn.is_suspect:
+            self._suspect(turn)
         else:
             self._clean(turn)
 
     def distrust(self, turn: _Turn) -> None:
         """Move a check to the lane for suspects."""
         turn.is_suspect = True
+        with self._lock:
+            self._leave_first()
         self._suspect(turn)
 
     def is_suspect(self, task: LoginTask) -> bool:
@@ -86,7 +98,12 @@ class PasswordLanes:
             self._names[name] = time.monotonic()
 
     def begin_suspect(self) -> None:
-        """Note that this thread checks a suspect; lower its priority."""
+        """Give way to first logins, then note that this thread checks a suspect.
+
+        Lowers the thread's priority.
+        """
+        with self._lock:
+            self._none_first.wait_for(lambda: not self._first, GIVE_WAY_SECONDS)
         self._suspects_thread = threading.get_ident()
         _lower_priority()
 
@@ -94,14 +111,23 @@ class PasswordLanes:
         """Return whether this thread checks a suspect."""
         return threading.get_ident() == self._suspects_thread
 
-    def leave(self, key: tuple[str, str]) -> None:
+    def leave(self, turn: _Turn) -> None:
         """Count a check out.  Thread: that of its lane, if it was made."""
         if self.serves_suspects():
             self._suspects_thread = 0
+        key = turn.key
         with self._lock:
             self._held[key] -= 1
             if not self._held[key]:
                 del self._held[key]
+            if not turn.is_suspect:
+                self._leave_first()
+
+    def _leave_first(self) -> None:
+        """Count a first login out; under the lock."""
+        self._first -= 1
+        if not self._first:
+            self._none_first.notify()
 
 
 class _Turn:
@@ -109,10 +135,10 @@ class _Turn:
 
     __slots__ = ("client", "key", "is_suspect", "_lanes", "_task")
 
-    def __init__(self, lanes: PasswordLanes, task: LoginTask) -> None:
+    def __init__(self, lanes: PasswordLanes, task: LoginTask, is_suspect: bool) -> None:
         self.client = task.client
         self.key = client_key(task.client), task.user
-        self.is_suspect = False
+        self.is_suspect = is_suspect
         self._lanes, self._task = lanes, task
 
     def run(self) -> None:
@@ -125,11 +151,11 @@ class _Turn:
         try:
             self._task.run()
         finally:
-            self._lanes.leave(self.key)
+            self._lanes.leave(self)
 
     def drop(self) -> None:
         """Give up."""
-        self._lanes.leave(self.key)
+        self._lanes.leave(self)
         self._task.drop()
 
 

@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 
 from netproxy.errors import ListenError
-from netproxy.interfaces.addresses import UNIX_CLIENT, Address, UnixAddress
+from netproxy.interfaces.addresses import UNIX_CLIENT, UNSPECIFIED_ADDRESS, Address, UnixAddress
 from netproxy.listener.tcp import BACKLOG, TcpListener
 from netproxy.net.address import is_abandoned
 from netproxy.typed import TYPE_CHECKING, NamedTuple
@@ -88,7 +88,7 @@ def _identity(path: str) -> tuple[int, int]:
 class UnixListener(TcpListener):
     """A bound, listening UNIX socket and its thread."""
 
-    local_sockaddr = ("0.0.0.0", 0)
+    local_address = UNSPECIFIED_ADDRESS
 
     def __init__(
         self, address: UnixAddress, serving: Serving, given: socket.socket | None = None
@@ -108,7 +108,7 @@ class UnixListener(TcpListener):
         return UnixAddress.of(sockaddr) if isinstance(sockaddr, str) else UNIX_CLIENT
 
     @staticmethod
-    def _accept_socket(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+    def _accept(sock: socket.socket) -> tuple[socket.socket, Address] | None:
         try:
             connection, _ = sock.accept()
         except OSError as error:
@@ -116,7 +116,7 @@ class UnixListener(TcpListener):
                 return None
             raise
         connection.setblocking(False)
-        return connection, UnixListener.local_sockaddr
+        return connection, UNIX_CLIENT
 
     def _resident(self, stream: Stream, client: Address, admission: Admission) -> Accepted:
         stream.hang_up = 0
