@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 # A peer that has vanished is known after two minutes.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
-# Milliseconds after which unacknowledged data is given up: keepalive does not see it.
-USER_TIMEOUT_MS = 120_000
+# Seconds, at most, after which unacknowledged data is given up, which keepalive does not see.  The
+# kernel itself tries for a quarter of an hour (tcp_retries2).
+UNACKNOWLEDGED_LIMIT = 900
 # Linux; Python 3.10 and 3.11 do not name these.
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
@@ -38,12 +39,6 @@ Nothing else wakes it, as the socket is never shut down.
 """
 
 _TIMEVAL = struct.Struct("@ll")
-_KEEPALIVE_OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-)
 
 
 class SocketOptions(NamedTuple):
@@ -126,9 +121,17 @@ def tune(sock: socket.socket, keepalive: float = KEEPALIVE_IDLE) -> None:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if keepalive:
-            for level, option, value in _KEEPALIVE_OPTIONS:
-                sock.setsockopt(level, option, value)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive)))
+            idle = max(1, int(keepalive))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+            # With a user timeout the kernel counts no probes, but the time since the last byte:
+            # were it shorter than all of them take, one that is lost would end the connection.
+            seconds = idle + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL
+            if seconds <= UNACKNOWLEDGED_LIMIT:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+            else:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     except OSError:
         pass  # not TCP (a unix socket), or gone already: the next read will tell
 

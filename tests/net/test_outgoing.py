@@ -249,10 +249,16 @@ class TestTcp:
             )
 
     @pytest.mark.parametrize(
-        "seconds, idle", [(1.0, 1), (7.0, 7), (300.0, 300), (0.2, 1), (KEEPALIVE_IDLE, 60)]
+        "seconds, idle, gives_up",
+        [
+            *((1.0, 1, 61), (7.0, 7, 67), (300.0, 300, 360), (0.2, 1, 61)),
+            *((KEEPALIVE_IDLE, 60, 120), (840.0, 840, 900), (841.0, 841, 0), (7200.0, 7200, 0)),
+        ],
     )
-    def test_tcp_socket_has_the_keepalive(self, dial: Callable, seconds: float, idle: int) -> None:
-        """Hazard 86."""
+    def test_tcp_socket_has_the_keepalive(
+        self, dial: Callable, seconds: float, idle: int, gives_up: int
+    ) -> None:
+        """Hazards 86, 190."""
         with (
             listen() as listening,
             dial(address_of(listening), SocketOptions(keepalive=seconds)) as sock,
@@ -264,10 +270,10 @@ class TestTcp:
                 option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
                 == socket_options.KEEPALIVE_INTERVAL
             )
-            assert (
-                option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
-                == socket_options.KEEPALIVE_PROBES
-            )
+            assert option(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == gives_up * 1000
+            if not gives_up:
+                probes = option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+                assert probes == socket_options.KEEPALIVE_PROBES
 
     def test_keepalive_of_0_disables_it(self, dial: Callable) -> None:
         with (
