@@ -29,7 +29,6 @@ from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.listener.watch import Notification
 from netproxy.net.address import has_ipv6
-from netproxy.net.datagram import ArenaPool
 from netproxy.net.local.routes import KernelRoutes
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
@@ -149,11 +148,13 @@ class Runtime:
         """What users have moved; a worker does not know it."""
         return self.counting.usage
 
-    def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
+    def nat_dependencies(self) -> NatDependencies:
         """Return what a NAT table needs."""
         dials, names = self._udp_dials.submit, self._names.submit
         observing = self.counters, self.flows, self.accounts, self.log
-        return NatDependencies(arenas, dials, names, *observing, self.names.renew_fake)
+        return NatDependencies(
+            self.datagrams.arenas, dials, names, *observing, self.names.renew_fake
+        )
 
     @property
     def pools(self) -> dict[str, ThreadPool | FairQueue]:

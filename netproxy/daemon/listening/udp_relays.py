@@ -90,7 +90,7 @@ class UdpRelays:
         runtime = self._runtime
         arenas = runtime.datagrams.arenas
         shared = runtime.counting.sessions(f"{listener.name} {address}")
-        table = NatTable(_policy(listener), runtime.nat_dependencies(arenas), shared)
+        table = NatTable(_policy(listener), runtime.nat_dependencies(), shared)
         replies = None
         if _has_replies(listener):
             from netproxy.handler.transparent.replies import ReplySockets  # late: for few daemons

@@ -249,7 +249,7 @@ def nat_table(runtime: Runtime, per_client: int | None = None) -> NatTable:
     udp = UdpConfig()
     limits = SessionLimits(udp.max_sessions, per_client or udp.max_sessions)
     policy = NatPolicy(limits, udp.idle_timeout)
-    return NatTable(policy, runtime.nat_dependencies(runtime.datagrams.arenas))
+    return NatTable(policy, runtime.nat_dependencies())
 
 
 def pipe_limits(dependencies: HandlerDependencies) -> PipeLimits:
