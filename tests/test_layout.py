@@ -160,6 +160,8 @@ PARAMETERS, CONSTRUCTOR_PARAMETERS = 5, 7
 ENTRIES, LOOSE_MODULES = 14, 4
 # Modules of up to 500 lines, each with what cannot be cut apart.
 LONG_LINES = 500
+# Of all modules together.  Lambdas have no name, and Any has no type.
+LAMBDAS, LINES_WITH_ANY = 40, 40
 LONG_MODULES: dict[str, str] = {
     "netproxy.interfaces.answers": "one wire format: the answers of the control socket",
     "netproxy.listener.poller": "one lock: what the epoll watches, told by one thread",
@@ -337,6 +339,23 @@ def test_typing_is_for_type_checkers() -> None:
         if imported.module == "typing" and not imported.typing
     ]
     assert not wrong
+
+
+def test_few_functions_have_no_name() -> None:
+    lambdas = [
+        node for module in MODULES for node in ast.walk(module.tree) if isinstance(node, ast.Lambda)
+    ]
+    assert len(lambdas) <= LAMBDAS
+
+
+def test_few_lines_have_no_type() -> None:
+    lines = {
+        f"{module.path}:{node.lineno}"
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Name) and node.id == "Any"
+    }
+    assert len(lines) <= LINES_WITH_ANY
 
 
 def test_no_import_is_circular() -> None:

@@ -22,20 +22,12 @@ from netproxy.config.units import (
 )
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.fairness import CLIENT_PREFIX, client_key
-from netproxy.typed import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    ContextManager,
-    Mapping,
-    NamedTuple,
-    Sequence,
-)
+from netproxy.typed import TYPE_CHECKING, Callable, ContextManager, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.admin.control.client import Command, CommandRequest
     from netproxy.admin.view import AccountsView
-    from netproxy.interfaces.answers import BanAnswer, BanRow, UserLimitsAnswer
+    from netproxy.interfaces.answers import BanAnswer, BanRow, JsonValue, UserLimitsAnswer
 
 PREFIX = f"/{CLIENT_PREFIX * 8}"
 """Ends the name of a client that is an IPv6 network."""
@@ -58,11 +50,8 @@ READERS: Mapping[str, Reader] = {
 class SpreadAnswers(NamedTuple):
     """What the other processes of the daemon have answered."""
 
-    results: Sequence[Any] = ()
-    """The results of those that have carried out the request.
-
-    Any: each command has an answer of its own.
-    """
+    results: Sequence[JsonValue] = ()
+    """The results of those that have carried out the request."""
     warnings: Sequence[str] = ()
     """Which ones have not answered."""
 

@@ -25,12 +25,13 @@ from netproxy.ctl.daemons import find_socket
 from netproxy.ctl.dial_steps import steps_text
 from netproxy.ctl.why import why_text
 from netproxy.errors import LoginUnavailable
-from netproxy.typed import TYPE_CHECKING, Any, Mapping, Sequence
+from netproxy.typed import TYPE_CHECKING, Mapping, Sequence
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from netproxy.ctl.top import Ask
+    from netproxy.interfaces.answers import JsonValue
 
 # Exit statuses; USAGE is that of sysexits(3).
 FINE, REFUSED, NOT_RUNNING, USAGE = 0, 1, 3, 64
@@ -120,8 +121,8 @@ def _control(options: Namespace, filters: Mapping[str, str]) -> int:
     return FINE
 
 
-def _tell(options: Namespace, command: str, **details: Any) -> Any:
-    """Return the daemon's answer; print what is missing in it.  Any: JSON, of each command's kind.
+def _tell(options: Namespace, command: str, **details: object) -> JsonValue:
+    """Return the daemon's answer; print what is missing in it.
 
     Raises NotRunning or CommandError.
     """
@@ -145,7 +146,7 @@ def _warn(lines: Sequence[str]) -> None:
         print(lines_text([f"netproxyctl: {line}" for line in lines]), file=sys.stderr)
 
 
-def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for each command
+def _show(options: Namespace, answer: JsonValue) -> None:
     """Print the answer of a command, as a table or as JSON."""
     command = options.command
     if command in ("connections", "sessions"):

@@ -22,10 +22,16 @@ from netproxy.ctl.accounts import (
     users_text,
 )
 from netproxy.ctl.console import amount_text, duration_text, format_table
-from netproxy.typed import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
+from netproxy.typed import TYPE_CHECKING, Mapping, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.answers import ClientsAnswer, FlowRow, TrafficAnswer, UsersAnswer
+    from netproxy.interfaces.answers import (
+        ClientsAnswer,
+        FlowRow,
+        JsonValue,
+        TrafficAnswer,
+        UsersAnswer,
+    )
 
 SECONDS = 1.0
 """Between two pictures."""
@@ -49,8 +55,8 @@ _LOCAL_MODES = 3
 class Ask(Protocol):
     """admin.control.ask.ask for one socket."""
 
-    def __call__(self, command: str, **details: object) -> Any:
-        """Return the answer to a command.  Any: each command has an answer of its own."""
+    def __call__(self, command: str, **details: object) -> JsonValue:
+        """Return the answer to a command."""
 
 
 class Rate(NamedTuple):

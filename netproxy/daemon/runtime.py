@@ -150,11 +150,9 @@ class Runtime:
 
     def nat_dependencies(self) -> NatDependencies:
         """Return what a NAT table needs."""
-        dials, names = self._udp_dials.submit, self._names.submit
+        arenas, dials, names = self.datagrams.arenas, self._udp_dials.submit, self._names.submit
         observing = self.counters, self.flows, self.accounts, self.log
-        return NatDependencies(
-            self.datagrams.arenas, dials, names, *observing, self.names.renew_fake
-        )
+        return NatDependencies(arenas, dials, names, *observing, self.names.renew_fake)
 
     @property
     def pools(self) -> dict[str, ThreadPool | FairQueue]:

@@ -6,8 +6,10 @@ later versions, but none is renamed or removed.  For type checkers only.
 
 from __future__ import annotations
 
-from netproxy.typed import TypeAlias, TypedDict
+from netproxy.typed import Any, TypeAlias, TypedDict
 
+JsonValue: TypeAlias = Any
+"""A value of JSON, such as an answer.  Any: each command has an answer of its own."""
 JsonObject: TypeAlias = dict[str, object]
 """A JSON object whose keys depend on the command."""
 

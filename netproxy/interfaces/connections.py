@@ -11,19 +11,11 @@ from __future__ import annotations
 import enum
 import select
 
-from netproxy.typed import (
-    TYPE_CHECKING,
-    Mapping,
-    NamedTuple,
-    Protocol,
-    Sequence,
-    TypeAlias,
-    TypeVar,
-)
+from netproxy.typed import TYPE_CHECKING, Mapping, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from socket import socket as TcpSocket
-    from typing import Any, Callable, Generator
+    from typing import Any, Callable, Generator, Sequence
 
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.flows import PortRoute
@@ -43,11 +35,15 @@ class Descriptor(Protocol):
         """Return the descriptor, -1 once closed."""
 
 
-Watched: TypeAlias = Sequence[tuple[Descriptor, int]]
+Watched: TypeAlias = "Sequence[tuple[Descriptor, int]]"
 """What to watch, each with the events of poll(2)."""
 
 Ready: TypeAlias = Mapping[int, int]
 """Events by descriptor; empty when the time is up."""
+
+
+NeedResult: TypeAlias = "Any"
+"""What a handshake gets for a need.  Any: each need has its own result type."""
 
 
 class Progress(enum.Enum):
@@ -69,21 +65,21 @@ class Need(Protocol):
     light: bool
     """True if the poller's thread may resume the generator once the need is satisfied."""
 
-    def begin(self) -> Any:
+    def begin(self) -> NeedResult | Progress:
         """Return the result if it is there, else a Progress.  Never blocks."""
 
     def watched(self) -> tuple[Watched, float | None]:
         """Return what to watch, and for how many seconds (None: no limit)."""
 
-    def proceed(self, ready: Ready) -> Any:
+    def proceed(self, ready: Ready) -> NeedResult | Progress:
         """Return the result, or PENDING, after an event or, if `ready` is empty, too late."""
 
-    def block(self) -> Any:
+    def block(self) -> NeedResult:
         """Return the result; may block."""
 
 
-Steps: TypeAlias = "Generator[Need, Any, T]"
-"""A computation that yields needs and returns T.  Any: each need has its own result type."""
+Steps: TypeAlias = "Generator[Need, NeedResult, T]"
+"""A computation that yields needs and returns T."""
 
 
 class Blocking:
@@ -93,7 +89,7 @@ class Blocking:
 
     light = False
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[], NeedResult]) -> None:
         self.block = call
 
     def begin(self) -> Progress:
@@ -135,7 +131,7 @@ class Events:
         """Return the events."""
         return ready
 
-    def block(self) -> Any:
+    def block(self) -> NeedResult:
         """Not reached: the need never asks for a thread."""
         raise AssertionError
 

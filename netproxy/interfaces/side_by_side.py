@@ -12,10 +12,10 @@ import time
 
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.connections import Progress
-from netproxy.typed import TYPE_CHECKING, Any, TypeVar
+from netproxy.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.connections import Descriptor, Need, Ready, Steps, Watched
+    from netproxy.interfaces.connections import Descriptor, Need, NeedResult, Ready, Steps, Watched
 
 T = TypeVar("T")
 
@@ -43,13 +43,13 @@ def side_by_side(main: Steps[T], other: Steps[None]) -> Steps[T]:
 
 
 class _Side:
-    """One of the two, and the need that it waits for.  Any: each need has its own result type."""
+    """One of the two, and the need that it waits for."""
 
-    def __init__(self, steps: Steps[Any]) -> None:
+    def __init__(self, steps: Steps[object]) -> None:
         self._steps = steps
         self._need: Need
         self.finished = False
-        self.value: Any = None
+        self.value: NeedResult = None
         # Monotonic seconds.
         self.deadline = float("inf")
 
@@ -72,7 +72,7 @@ class _Side:
         if result is not Progress.PENDING:
             self._run(result, None)
 
-    def _run(self, result: Any, error: NetProxyError | None) -> None:
+    def _run(self, result: NeedResult, error: NetProxyError | None) -> None:
         """Resume the steps until a need is pending or they have returned."""
         try:
             while True:

@@ -17,11 +17,11 @@ from netproxy.errors import NetProxyError, StreamError
 from netproxy.interfaces.connections import Events, Progress, Wait
 from netproxy.listener.endings import note_fault, refuse
 from netproxy.net.stream import poll_watched, wait_for
-from netproxy.typed import TYPE_CHECKING, Any, Callable
+from netproxy.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handshake, Need, Ready, Stream
+    from netproxy.interfaces.connections import Handshake, Need, NeedResult, Ready, Stream
     from netproxy.interfaces.services import Counter, Log
     from netproxy.listener.poller import Poller
     from netproxy.listener.pool import ThreadPool
@@ -50,8 +50,7 @@ class Connection:
         self.refused = ""  # why the daemon ends it, if its end must not count as the client's
         self.serving: Serving
         self.handshake: Handshake
-        # What the handshake waits for; None when it has ended.
-        self.need: Need | None = None
+        self.need: Need | None = None  # what the handshake waits for; None when it has ended
         # The wait for it, and the stream's deadline then; None if it is for another need.
         self._wait: Wait | None = None
         self._deadline: float | None = None
@@ -83,11 +82,12 @@ class Connection:
 
     # -- the handshake
 
-    def run(self, resume: Callable[[Any], Need], value: Any, blocking: bool) -> Wait | None:
+    def run(
+        self, resume: Callable[[NeedResult], Need], value: NeedResult, blocking: bool
+    ) -> Wait | None:
         """Resume the handshake with a result or an error, until it waits or has ended.
 
         `resume` is its send or its throw.  `blocking`: this thread may block.
-        Any: each need has its own result type.
         """
         handshake, stream = self.handshake, self.stream
         try:
@@ -128,8 +128,8 @@ class Connection:
             self._wait, self._deadline = wait, deadline
         return wait
 
-    def _begin(self, need: Need, blocking: bool) -> Any:
-        """Return the result of a need, or a Wait for it.  Any: as in run()."""
+    def _begin(self, need: Need, blocking: bool) -> NeedResult | Wait:
+        """Return the result of a need, or a Wait for it."""
         self.need = need
         result = need.begin()
         if result is Progress.NEEDS_THREAD:
@@ -181,8 +181,8 @@ class Connection:
             return self._wait_for(need)
         return self.run(self.handshake.send, result, True)
 
-    def _resume_with(self, result: Any, ready: bool) -> Wait | None:
-        """Go on, on a pool thread, with the result of a need.  Any: as in run()."""
+    def _resume_with(self, result: NeedResult, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, with the result of a need."""
         return self.run(self.handshake.send, result, True)
 
     def _block(self, ready: bool) -> Wait | None:
@@ -195,8 +195,8 @@ class Connection:
         assert self.need is not None
         return self._go_on_after(partial(wait_for, self.need))
 
-    def _go_on_after(self, block: Callable[[], Any]) -> Wait | None:
-        """Go on, on this pool thread, with the result of a call that blocks.  Any: as in run()."""
+    def _go_on_after(self, block: Callable[[], NeedResult]) -> Wait | None:
+        """Go on, on this pool thread, with the result of a call that blocks."""
         try:
             result = block()
         except NetProxyError as error:

@@ -17,7 +17,7 @@ import time
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, NetProxyError, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Need, Progress, Ready, Steps, Watched
+from netproxy.interfaces.connections import Need, NeedResult, Progress, Ready, Steps, Watched
 from netproxy.interfaces.sockets import HANG_UP
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr
@@ -436,17 +436,17 @@ def complete(steps: Steps[T]) -> T:
         return value
 
 
-def satisfy(need: Need) -> Any:
-    """Wait for a need on this thread; return its result.  Any: each need has its own type."""
+def satisfy(need: Need) -> NeedResult:
+    """Wait for a need on this thread; return its result."""
     result = need.begin()
     if result is Progress.PENDING:
         result = wait_for(need)
     return need.block() if result is Progress.NEEDS_THREAD else result
 
 
-def wait_for(need: Need) -> Any:
-    """Wait on this thread for a need that has begun; return its result.  Any: as in satisfy()."""
-    result: Any = Progress.PENDING
+def wait_for(need: Need) -> NeedResult:
+    """Wait on this thread for a need that has begun; return its result."""
+    result: NeedResult = Progress.PENDING
     while result is Progress.PENDING:
         result = need.proceed(poll_watched(*need.watched()))
     return result

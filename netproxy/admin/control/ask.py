@@ -10,7 +10,10 @@ import socket
 from netproxy.admin.control.client import ANSWER_LIMIT, SECONDS, CommandError
 from netproxy.admin.control.server import RELOAD_SECONDS
 from netproxy.errors import NetProxyError
-from netproxy.typed import Any
+from netproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.answers import JsonValue
 
 ANSWER_SECONDS = RELOAD_SECONDS + SECONDS
 """How long netproxyctl waits for an answer."""
@@ -20,17 +23,17 @@ class NotRunning(NetProxyError):
     """No daemon answers at the control socket."""
 
 
-def ask(path: str, command: str, **details: object) -> Any:
+def ask(path: str, command: str, **details: object) -> JsonValue:
     """Send a command to the daemon at a control socket; return its answer.
 
-    Raises NotRunning or CommandError.  Any: each command has an answer of its own.
+    Raises NotRunning or CommandError.
     """
     return ask_with_warnings(path, command, ANSWER_SECONDS, **details)[0]
 
 
 def ask_with_warnings(
     path: str, command: str, seconds: float = ANSWER_SECONDS, **details: object
-) -> tuple[Any, list[str]]:
+) -> tuple[JsonValue, list[str]]:
     """Do the same as ask(), for `seconds`; return also what is missing in the answer, as lines."""
     # Imported late: netproxyd needs it only to answer.
     import json

@@ -5,10 +5,10 @@ Pure.
 
 from __future__ import annotations
 
-from netproxy.typed import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
+from netproxy.typed import TYPE_CHECKING, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.answers import JsonObject
+    from netproxy.interfaces.answers import JsonObject, JsonValue
 
 ENDPOINT_INDEPENDENT = "endpoint-independent"
 ADDRESS_DEPENDENT = "address-dependent"
@@ -77,8 +77,8 @@ class Report(NamedTuple):
         return {**self._asdict(), "servers": servers, "lifetime": lifetime}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """Return what as_json() was made of.  Any: JSON."""
+    def from_json(cls, values: Mapping[str, JsonValue]) -> Report:
+        """Return what as_json() was made of."""
         servers = [ServerReport(**row) for row in values["servers"]]
         lifetime = Lifetime(**values["lifetime"]) if values["lifetime"] else None
         return cls(**{**values, "servers": servers, "lifetime": lifetime})

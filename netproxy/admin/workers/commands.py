@@ -14,12 +14,12 @@ from netproxy.admin.control.client import CommandError, PartialAnswer
 from netproxy.admin.diagnosis.why import answer, find
 from netproxy.admin.workers.lines import ASK_SECONDS
 from netproxy.admin.workers.rows import merge_flows, merge_tunnels, merge_verdicts
-from netproxy.typed import TYPE_CHECKING, Any, Callable, ContextManager, Mapping, Sequence
+from netproxy.typed import TYPE_CHECKING, Callable, ContextManager, Mapping, Sequence
 
 if TYPE_CHECKING:
     from netproxy.admin.control.client import Command, CommandRequest
     from netproxy.admin.workers.view import ParentView
-    from netproxy.interfaces.answers import WhyAnswer
+    from netproxy.interfaces.answers import JsonValue, WhyAnswer
     from netproxy.admin.workers.lines import Answer, WorkerLines
     from netproxy.observe.log import Log
 
@@ -95,11 +95,8 @@ class MergedCommands:
 
         return self._merged(request, merge)
 
-    def test(self, request: CommandRequest) -> Any:
-        """Return the steps of a test in one worker: all have the same configuration.
-
-        Any: JSON.
-        """
+    def test(self, request: CommandRequest) -> JsonValue:
+        """Return the steps of a test in one worker: all have the same configuration."""
         return self._ask_any(request, TEST_SECONDS)
 
     # -- acting
@@ -125,8 +122,8 @@ class MergedCommands:
             return PartialAnswer(answer, ())
         return PartialAnswer(answer, spread(self._lines, request).warnings)
 
-    def _ask_any(self, request: CommandRequest, seconds: float) -> Any:
-        """Return the result of the first worker that answers.  Any: as in _result().
+    def _ask_any(self, request: CommandRequest, seconds: float) -> JsonValue:
+        """Return the result of the first worker that answers.
 
         Raises CommandError.
         """
@@ -142,7 +139,7 @@ class MergedCommands:
     def _merged(
         self,
         request: CommandRequest,
-        merge: Callable[[Sequence[Any]], object],
+        merge: Callable[[Sequence[JsonValue]], object],
         all_must_agree: bool = True,
     ) -> PartialAnswer:
         """Return the merged answers of all workers.
@@ -170,7 +167,7 @@ def spread(lines: WorkerLines, request: CommandRequest) -> SpreadAnswers:
     )
 
 
-def _result(answer: Answer) -> Any:  # Any: each command has an answer of its own
+def _result(answer: Answer) -> JsonValue:
     """Return the result of an answer.  Raises CommandError if the worker has refused."""
     if answer.refusal:
         raise CommandError(answer.refusal)

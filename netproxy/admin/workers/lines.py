@@ -15,10 +15,11 @@ import threading
 import time
 
 from netproxy.admin.control.client import ANSWER_LIMIT
-from netproxy.typed import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence
+from netproxy.typed import TYPE_CHECKING, Iterator, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from netproxy.admin.control.client import CommandRequest
+    from netproxy.interfaces.answers import JsonValue
 
 ASK_SECONDS = 1.0
 """For a worker to answer."""
@@ -35,8 +36,8 @@ class Answer(NamedTuple):
     """The outcome of a question."""
 
     line: WorkerLine
-    result: Any = None
-    """The answer, as JSON values.  Any: each command has an answer of its own."""
+    result: JsonValue = None
+    """The answer."""
     refusal: str = ""
     """Why the worker has refused the command; "" if it has not."""
     fault: str = ""

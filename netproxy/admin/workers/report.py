@@ -15,12 +15,12 @@ from netproxy.interfaces.flows import Traffic
 from netproxy.observe.flows import FlowTotal, TotalKey
 from netproxy.observe.metrics import Histogram
 from netproxy.observe.process import ProcessUse
-from netproxy.typed import TYPE_CHECKING, Any, Mapping
+from netproxy.typed import TYPE_CHECKING, Mapping
 
 if TYPE_CHECKING:
     from netproxy.admin.control.client import Command, CommandRequest
     from netproxy.admin.view import DaemonView
-    from netproxy.interfaces.answers import JsonObject
+    from netproxy.interfaces.answers import JsonObject, JsonValue
     from netproxy.observe.log import Log
 
 REPORT = "report"
@@ -90,7 +90,7 @@ def encode(snapshot: Snapshot) -> JsonObject:
     }
 
 
-def decode(report: Any) -> Snapshot:  # Any: what a worker has sent
+def decode(report: JsonValue) -> Snapshot:
     """Return the snapshot of a report.
 
     Raises TypeError, ValueError or KeyError if it is none.

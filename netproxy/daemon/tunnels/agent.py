@@ -22,10 +22,10 @@ from netproxy.tunnel.agent import Agent
 from netproxy.tunnel.control.handshake import AgentIdentity
 from netproxy.tunnel.streams.relays import FlowRelays
 from netproxy.tunnel.work import LocalService, Offer, WorkServer
-from netproxy.typed import TYPE_CHECKING, Any, NamedTuple, Sequence
+from netproxy.typed import TYPE_CHECKING, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.answers import DirectRow
+    from netproxy.interfaces.answers import DirectRow, JsonValue
     from netproxy.config.schema import AgentConfig
     from netproxy.daemon.runtime import Runtime
     from netproxy.daemon.tunnels.connector import BridgeConnector, BridgeTrust
@@ -209,7 +209,7 @@ class DaemonAgent:
     def describe_direct(self) -> list[DirectRow]:
         """Return the agent's direct paths to clients of the bridge."""
         state = self.describe()
-        rows: Any = state.get("direct") if state is not None else None  # Any: a value of JSON
+        rows: JsonValue = state.get("direct") if state is not None else None
         return rows or []
 
     def _settings(
