@@ -47,7 +47,11 @@ _NAME_LENGTH = struct.Struct("@I")
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP = socket.SOCK_STREAM | _NONBLOCK
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_M_ARENA_MAX = -8
+LARGE_BLOCK = 131072
+"""Bytes of memory that is mapped by itself, and so goes back to the system when it is free.  glibc
+begins with this number, and raises it to the size of whatever it has given back: larger blocks
+then leave holes in the heap."""
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _PR_SET_PDEATHSIG = 1
 
 T = TypeVar("T")
@@ -250,13 +254,14 @@ def die_with_parent() -> None:
 
 
 def use_one_heap() -> None:
-    """Keep glibc from giving each thread a heap of its own (mallopt(3)).
+    """Keep glibc from giving each thread a heap of its own, and large blocks to any (mallopt(3)).
 
     The interpreter's lock lets one thread allocate at a time, and 500 sessions save a MiB.
     """
     if _library is not None:
         try:
             _library.mallopt(_M_ARENA_MAX, 1)
+            _library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
         except AttributeError:
             pass  # not glibc
 
