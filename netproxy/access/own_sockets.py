@@ -47,9 +47,9 @@ class OwnSockets:
         self._registered: dict[object, tuple[str, Address]] = {}
         """Those in `ports` that set() does not replace, by a key of their own."""
         self.ports: _Ports = {}
-        """Of the configuration, and what was registered."""
+        """The sockets of the configuration, and what was registered."""
         self.agent_ports: _Ports = {}
-        """Of the agents of tunnels."""
+        """The sockets that agents of tunnels have opened."""
         self.announce: Announce | None = None
         """Tells the other workers of this daemon; None if there are none."""
 

@@ -166,7 +166,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         """Return a new connection and its client.  Raises OSError, perhaps after a pause."""
         try:
             while True:
-                # To ask for a second one first would be in vain: most connections come alone.
+                # Wait first: most connections come alone, and accept(2) would return EAGAIN.
                 self._wait.wait()
                 if self._stopping:
                     raise OSError(errno.ECANCELED, "stopped")

@@ -40,17 +40,18 @@ class Watch:
     def __init__(self, wait: Wait, owner: WaitOwner) -> None:
         self.owner = owner
         self.wait: Wait
-        # What it is for: each descriptor's number, its object and its events.
+        # What is watched: by number, the descriptor and its events.  Replaced as a whole: another
+        # thread may look.
         self.descriptors: dict[int, tuple[Descriptor, int]] = {}
         self.follow(wait)
         self.deadline = NEVER if wait.seconds is None else time.monotonic() + wait.seconds
 
     def follow(self, wait: Wait) -> dict[int, tuple[Descriptor, int]]:
         """Take another wait; return the descriptors of the one before."""
-        before, self.descriptors = self.descriptors, {}
+        watched = {}
         for entry in wait.watched:
-            self.descriptors[entry[0].fileno()] = entry
-        self.wait = wait
+            watched[entry[0].fileno()] = entry
+        before, self.descriptors, self.wait = self.descriptors, watched, wait
         return before
 
 

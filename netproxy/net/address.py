@@ -112,7 +112,7 @@ def unpack_sockaddr(name: bytes) -> SocketAddress:
 def unpack_address(name: bytes) -> Address:
     """Return the address of a struct sockaddr_in or sockaddr_in6.  Raises OSError."""
     if len(name) == IPV4_NAME and name[:2] == _IPV4_FAMILY:
-        # In one step: every connection passes here.
+        # A short cut: most connections are IPv4.
         return Address(
             socket.inet_ntop(socket.AF_INET, name[4:8]), int.from_bytes(name[2:4], "big")
         )

@@ -127,7 +127,8 @@ class PendingDial:
             try:
                 self.local = syscalls.local_address(self.socket)
                 # Linux connects a socket to itself if source and target port are the same.
-                outcome = errno.ECONNREFUSED if self.local == self._address else 0
+                if self.local.port == self._address.port and _is_own_peer(self.socket):
+                    outcome = errno.ECONNREFUSED
             except OSError as error:
                 outcome = error.errno or errno.EIO
         if not outcome:
@@ -235,6 +236,11 @@ def _begin(address: Address, options: SocketOptions) -> tuple[socket.socket, int
     return sock, outcome
 
 
+def _is_own_peer(sock: socket.socket) -> bool:
+    """Return whether a socket has connected to itself.  Raises OSError."""
+    return bool(sock.getsockname() == sock.getpeername())
+
+
 def _failure(code: int, address: Address) -> DialError:
     """Return the DialError for an errno; in the system's words if no reason stands for it."""
     reason = REASONS.get(code)
@@ -324,8 +330,8 @@ class _Race:
         sock, _ = self._pending[descriptor]
         try:
             outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not outcome and sock.getsockname() == sock.getpeername():
-                outcome = errno.ECONNREFUSED  # it has connected to itself
+            if not outcome and _is_own_peer(sock):
+                outcome = errno.ECONNREFUSED
         except OSError as error:
             outcome = error.errno or errno.ECONNREFUSED
         if outcome:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 # A peer that has vanished is known after two minutes.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
-# Seconds, at most, after which unacknowledged data is given up, which keepalive does not see.  The
-# kernel itself tries for a quarter of an hour (tcp_retries2).
-UNACKNOWLEDGED_LIMIT = 900
+# Seconds after which data without an acknowledgement ends a connection: keepalive does not see it.
+# The kernel itself tries for a quarter of an hour (tcp_retries2), and is left to do so if all
+# probes together take longer than the limit.
+USER_TIMEOUT, USER_TIMEOUT_LIMIT = 120, 900
 # Linux; Python 3.10 and 3.11 do not name these.
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
@@ -125,10 +126,11 @@ def tune(sock: socket.socket, keepalive: float = KEEPALIVE_IDLE) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-            # With a user timeout the kernel counts no probes, but the time since the last byte:
-            # were it shorter than all of them take, one that is lost would end the connection.
-            seconds = idle + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL
-            if seconds <= UNACKNOWLEDGED_LIMIT:
+            # With TCP_USER_TIMEOUT the kernel compares the time since the last byte, not the number
+            # of probes.  A user timeout shorter than all probes would let one lost probe end the
+            # connection.
+            seconds = max(USER_TIMEOUT, idle + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL)
+            if seconds <= USER_TIMEOUT_LIMIT:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
             else:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)

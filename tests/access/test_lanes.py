@@ -249,7 +249,10 @@ def test_guesses_of_a_client_delay_another_by_one_check(stream: Stream) -> None:
     assert not log.lines
 
 
-def test_suspects_alone_are_checked_with_the_memory_of_suspects(stream: Stream) -> None:
+def test_suspects_alone_are_checked_with_the_memory_of_suspects(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "GIVE_WAY_SECONDS", 0.0)
     checked = Checked(stream, "alice", "bob")
     checked.fail("alice", OTHER)
     suspect, first = checked.begin("alice"), checked.begin("bob")
@@ -310,6 +313,19 @@ def test_check_of_a_suspect_gives_way_for_a_moment_only(
     assert suspect.go_on() and not first.ended
 
 
+def test_suspect_that_has_left_gives_way_to_nobody(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard 110: the turns of those that have left cost a lane nothing."""
+    checked = Checked(stream, "alice", "bob")
+    monkeypatch.setattr(checked.lanes, "give_way", lambda: pytest.fail("waits for nobody"))
+    checked.fail("alice", OTHER)
+    suspect, first = checked.begin("alice"), checked.begin("bob")
+    suspect.steps.close()
+    checked.suspect.run()
+    assert checked.asked == ["alice"] and not first.ended and checked.lanes._first_logins == 1
+
+
 def test_check_that_changes_the_lane_is_no_first_login_any_more(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,4 +335,4 @@ def test_check_that_changes_the_lane_is_no_first_login_any_more(
     checked.back_off.next_delay(CLIENT, time.monotonic())
     checked.clean.run()
     checked.suspect.run()
-    assert login.go_on() and checked.lanes._first == 0
+    assert login.go_on() and checked.lanes._first_logins == 0

@@ -228,6 +228,17 @@ class TestAcceptErrors:
         monkeypatch.setattr(tcp_module.TcpListener, "_accept", staticmethod(failing_accept))
         return times
 
+    def test_listener_accepts_only_when_a_connection_waits(
+        self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without a descriptor even an accept(2) in vain would fail, and be counted."""
+        rig = make()
+        calls = self.fail_accept(monkeypatch)
+        rig.listener.start()
+        for number in range(1, 4):
+            rig.ask()
+            assert len(calls) == number
+
     @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
     def test_listener_without_descriptors_pauses_and_then_goes_on(
         self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch, code: int

@@ -12,7 +12,15 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
-from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
+from netproxy.net.address import (
+    from_sockaddr,
+    is_ipv6,
+    is_unspecified,
+    listen_error,
+    pack_address,
+    to_sockaddr,
+    unpack_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,32 @@ def test_address_is_converted_to_a_sockaddr_of_the_family(
 def test_host_without_an_ipv4_address_has_no_ipv4_sockaddr(host: str) -> None:
     with pytest.raises(ValueError, match="is not an IPv4 address"):
         to_sockaddr(Address(host, 80), socket.AF_INET)
+
+
+@pytest.mark.parametrize(
+    "address, family, size",
+    [
+        (Address("127.0.0.1", 80), socket.AF_INET, 16),
+        (Address("127.0.0.1", 80), socket.AF_INET6, 28),
+        (Address("2001:db8::1", 65535), socket.AF_INET6, 28),
+        (Address("fe80::1%3", 80), socket.AF_INET6, 28),
+    ],
+)
+def test_packed_address_is_read_as_it_was(address: Address, family: int, size: int) -> None:
+    """That of an IPv4 client at an IPv6 listener is an IPv4 address again."""
+    packed = pack_address(address, family)
+    assert len(packed) == size and unpack_address(packed) == address
+
+
+@pytest.mark.parametrize("host", ["::1", "example.com", "", "127.1"])
+def test_host_without_an_ipv4_address_is_not_packed_as_one(host: str) -> None:
+    with pytest.raises(ValueError, match="is not an IPv4 address"):
+        pack_address(Address(host, 80), socket.AF_INET)
+
+
+def test_name_of_a_unix_socket_is_no_address() -> None:
+    with pytest.raises(OSError, match="not an IP socket"):
+        unpack_address(b"\1\0" + b"/run/a-path\0")
 
 
 def test_address_survives_conversion_to_a_sockaddr_and_back() -> None:

@@ -122,13 +122,22 @@ class SamePort(SocketOptions):
     """Binds to the port that is dialled, which stands in `device`."""
 
     def apply(self, sock: socket.socket) -> None:
-        sock.bind(("127.0.0.1", int(self.device)))
+        host = "::ffff:127.0.0.1" if sock.family == socket.AF_INET6 else "127.0.0.1"
+        sock.bind((host, int(self.device)))
 
 
-def test_socket_that_connects_to_itself_is_refused() -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "0.0.0.0"),
+        pytest.param("::ffff:127.0.0.1", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")),
+    ],
+)
+def test_socket_that_connects_to_itself_is_refused(host: str) -> None:
     """Hazard 91."""
     with refusing() as address:
         pass
+    address = address._replace(host=host)
     pending = PendingDial(address, NEAR, SamePort(device=str(address.port)))
     wait_for_event(pending)
     assert pending.socket.getpeername() == pending.socket.getsockname()  # Linux has connected it

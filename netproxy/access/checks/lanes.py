@@ -2,11 +2,11 @@
 
 A check of a hash takes a processor and memory, on purpose.  Each lane makes one check at a time,
 fairly by client.  The second lane is for suspects: clients that have failed lately, and names for
-which a password was wrong lately.  Its thread has a lower priority, and no check begins there
-while a first login waits or is checked: two checks at once slow each other down, even on
-processors of their own.  A suspect loses nothing but time.  The choice depends on failures alone,
-and so tells nobody which users there are.  Each lane has memory of its own: a first login never
-waits for the check of a suspect that has begun.
+which a password was wrong lately.  Its thread has a lower priority, and a check there waits, for
+GIVE_WAY_SECONDS at most, while first logins wait or are checked: two checks at once slow each
+other down, even on processors of their own.  A suspect loses nothing but time.  The choice depends
+on failures alone, and so tells nobody which users there are.  Each lane has memory of its own: a
+first login never waits for the check of a suspect that has begun.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ NAMES_LIMIT = 1024
 SUSPECT_NICE = 5
 """The priority of the suspects' thread: a third of a relay's share of a busy processor.  With
 a lower one a user who has mistyped would wait for seconds, and hold memory all the time."""
-GIVE_WAY_SECONDS = 0.25
-"""A suspect's check gives way to first logins for so long, the time of some checks.  Then it
-begins all the same: an attack that never fails twice may not hold up users who have mistyped."""
+GIVE_WAY_SECONDS = 0.1
+"""How long the check of a suspect waits for first logins at most: as long as a check takes or two.
+The limit keeps a flood of first logins from stopping the checks of users who have mistyped."""
 
 
 class PasswordLanes:
@@ -40,12 +40,12 @@ class PasswordLanes:
     def __init__(self, clean: FairSubmit, suspect: FairSubmit, back_off: BackOff) -> None:
         """`clean` and `suspect` have one thread each; `back_off` knows the clients' failures."""
         self._clean, self._suspect, self._back_off = clean, suspect, back_off
-        # Guards _names, _held and _first.
+        # Guards _names, _held and _first_logins.
         self._lock = threading.Lock()
-        self._first = 0
-        """The first logins that wait or are checked."""
-        # Notified when _first becomes 0.
-        self._none_first = threading.Condition(self._lock)
+        self._first_logins = 0
+        """How many first logins wait or are checked."""
+        # Notified when _first_logins becomes 0.
+        self._no_first_login = threading.Condition(self._lock)
         self._names: dict[int, float] = {}
         """The hashes of names, each with the time of its last failure, oldest first."""
         self._held: dict[tuple[str, str], int] = {}
@@ -58,7 +58,7 @@ class PasswordLanes:
         turn = _Turn(self, task, self.is_suspect(task))
         with self._lock:
             self._held[turn.key] = self._held.get(turn.key, 0) + 1
-            self._first += not turn.is_suspect
+            self._first_logins += not turn.is_suspect
         if turn.is_suspect:
             self._suspect(turn)
         else:
@@ -68,7 +68,7 @@ class PasswordLanes:
         """Move a check to the lane for suspects."""
         turn.is_suspect = True
         with self._lock:
-            self._leave_first()
+            self._leave_first_login()
         self._suspect(turn)
 
     def is_suspect(self, task: LoginTask) -> bool:
@@ -98,14 +98,14 @@ class PasswordLanes:
             self._names[name] = time.monotonic()
 
     def begin_suspect(self) -> None:
-        """Give way to first logins, then note that this thread checks a suspect.
-
-        Lowers the thread's priority.
-        """
-        with self._lock:
-            self._none_first.wait_for(lambda: not self._first, GIVE_WAY_SECONDS)
+        """Note that this thread checks a suspect; lower its priority."""
         self._suspects_thread = threading.get_ident()
         _lower_priority()
+
+    def give_way(self) -> None:
+        """Wait for first logins, before the check of a suspect."""
+        with self._lock:
+            self._no_first_login.wait_for(self._has_no_first_login, GIVE_WAY_SECONDS)
 
     def serves_suspects(self) -> bool:
         """Return whether this thread checks a suspect."""
@@ -121,13 +121,17 @@ class PasswordLanes:
             if not self._held[key]:
                 del self._held[key]
             if not turn.is_suspect:
-                self._leave_first()
+                self._leave_first_login()
 
-    def _leave_first(self) -> None:
+    def _leave_first_login(self) -> None:
         """Count a first login out; under the lock."""
-        self._first -= 1
-        if not self._first:
-            self._none_first.notify()
+        self._first_logins -= 1
+        if self._has_no_first_login():
+            self._no_first_login.notify()
+
+    def _has_no_first_login(self) -> bool:
+        """Return whether no first login waits or is checked; under the lock."""
+        return not self._first_logins
 
 
 class _Turn:

@@ -56,6 +56,8 @@ class PasswordChecks:
         """Check a password; blocks.  Raises LoginUnavailable."""
         user = credentials.user
         is_suspect = self._lanes.serves_suspects()
+        if is_suspect:
+            self._lanes.give_way()
         is_right = self._users.check(user.encode(), credentials.password, is_suspect) is not None
         if not is_right:
             self._lanes.note_failure(user)

@@ -104,7 +104,7 @@ class UnixListener(TcpListener):
 
     @staticmethod
     def _to_address(sockaddr: SocketAddress) -> Address:
-        # That of the listening socket itself is a path.
+        # The listening socket's own: a path, or bytes of a socket without a file.
         return UnixAddress.of(sockaddr) if isinstance(sockaddr, str) else UNIX_CLIENT
 
     @staticmethod
