@@ -234,7 +234,7 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
         attacks = scene.attacks.call("end")
         account.add(scene.clients.call("end"))
         faults = scene.left_over(before, threads=seconds >= CYCLE)
-        faults += scene.daemon.finish() + faults_of(scene.others)
+        faults += scene.daemon.finish() + faults_of(scene.others) + scene.troubles.faults
         failures, counts = account.judge()
         faults += grows(samples, seconds) + failures
         counts |= {"served": sum(account.served.values()), "lost": len(failures)}

@@ -87,6 +87,8 @@ class Troubles:
         self._silent: list[socket.socket] = []
         self.counts: dict[str, int] = {}
         self.windows: list[Window] = []
+        self.faults: list[str] = []
+        """Why the troubles ended before stop()."""
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         first, second = others["fragile1"], others["fragile2"]
@@ -100,8 +102,9 @@ class Troubles:
             Trouble("upstream killed", 33, 3, second.kill, second.start, ("group",)),
         ]
         if preloads.pipes is not None:
+            # Between reloads: a process that is forked while libfiu is changed may hang in it.
             self._lasting.append(
-                Trouble("2 % faults", 4, 8, self._begin_faults, self._end_faults, None)
+                Trouble("2 % faults", 3, 10, self._begin_faults, self._end_faults, None)
             )
         self._repeated: list[tuple[float, Callable[[], None]]] = [
             (RELOAD_SECONDS, self._reload),
@@ -124,6 +127,12 @@ class Troubles:
             sock.close()
 
     def _run(self) -> None:
+        try:
+            self._keep_timetable()
+        except Exception as error:
+            self.faults.append(f"troubles ended early: {error!r}")
+
+    def _keep_timetable(self) -> None:
         began = time.monotonic()
         running: dict[Trouble, float] = {}
         due = {act: began + seconds for seconds, act in self._repeated}
