@@ -116,14 +116,16 @@ class WorkPool:
             # Also after an error of our own: its dial must not stay counted.
             with self._lock:
                 self._dialling -= 1
-                ended = self.ended
-                if stream is not None and not ended:
+                # Streams may have ended meanwhile, whose connections are idle again.
+                is_full = len(self._idle) >= IDLE_MOST and not self._wanted
+                is_unneeded = self.ended or is_full
+                if stream is not None and not is_unneeded:
                     self._idle.add(stream)
                     if renewed == self._renewed:
                         self._current.add(stream)
         if stream is None:
             return
-        if ended:
+        if is_unneeded:
             stream.close()
             return
         self._handler.serve(stream, self)

@@ -431,6 +431,40 @@ def test_connection_dialled_before_the_end_of_the_pool_is_closed() -> None:
         assert theirs.recv(1) == b""
 
 
+def test_connection_for_which_there_is_no_room_any_more_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its place was taken by one whose stream has ended while it was dialled."""
+    monkeypatch.setattr(pool, "IDLE_MOST", pool.IDLE_FEWEST)
+    tasks: list[Callable[[], None]] = []
+    made: list[tuple[socket.socket, socket.socket]] = []
+    handler = RecordingHandler()
+
+    def dial() -> Stream:
+        made.append(socket.socketpair())
+        return Stream(made[-1][0])
+
+    def submit(call: Callable[[], None]) -> bool:
+        tasks.append(call)
+        return True
+
+    work_pool = WorkPool(dial, submit, handler, Lines())
+    work_pool.fill()
+    while tasks:
+        tasks.pop()()
+    stream, _ = handler.served.get(timeout=SECONDS)
+    work_pool.opened(stream)
+    assert work_pool.take_back(stream)
+    tasks.pop()()
+    assert not tasks and len(made) == pool.IDLE_FEWEST + 1
+    made[-1][1].settimeout(SECONDS)
+    assert made[-1][1].recv(1) == b"" and handler.served.qsize() == pool.IDLE_FEWEST - 1
+    assert work_pool.describe() == {"idle": pool.IDLE_FEWEST, "opened": 1}
+    for pair in made:
+        for sock in pair:
+            sock.close()
+
+
 def test_internal_error_in_a_dial_does_not_keep_its_place() -> None:
     """Threads and memory may run out in a dial: that is no NetProxyError."""
     errors: list[Exception] = []
