@@ -114,6 +114,8 @@ LATE_OURS = {
     ),
     *("netproxy.dialer.web.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.handler.datagrams.bound_service", "netproxy.dialer.web.bound_udp"),
+    *("netproxy.handler.datagrams.stream_service", "netproxy.handler.datagrams.uot"),
+    *("netproxy.handler.http", "netproxy.handler.http_forward"),
     *("netproxy.dialer.group", "netproxy.dialer.health", "netproxy.dialer.hop"),
     *("netproxy.dialer.member", "netproxy.dialer.schemes", "netproxy.dialer.trust"),
     *("netproxy.handler.forward", "netproxy.access.sources"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 from netproxy.access.failed_logins import FailedLogins
@@ -10,14 +11,12 @@ from netproxy.access.login import Login
 from netproxy.access.permission import Permission
 from netproxy.errors import ConfigError
 from netproxy.handler.bind import Binder
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks.associate import Associating
 from netproxy.handler.socks.socks4 import Socks4Handler
 from netproxy.handler.socks.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.socks.socks5_udp import RelayState, Socks5UdpRelay
-from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
+from netproxy.handler.sps import ClientProtocol, Gate, LateHandler, SpsHandler, TlsHandshake
 from netproxy.handler.datagrams.stream_udp import StreamUdpRelay
 from netproxy.interfaces.listeners import AgentPackets, AllowedClients
 from netproxy.interfaces.networks import NetworkSet
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from netproxy.access.external.logins import ExternalLogins
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
     from netproxy.handler.announce import Announcer
+    from netproxy.handler.http import HttpHandler
     from netproxy.interfaces.accounts import Accounts
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import Introducer, PacketHandler
@@ -188,7 +188,10 @@ class _ListenerParts:
     def sps(self) -> ListenerHandler:
         """Make the handlers of all client protocols on one port."""
         handlers = self._socks_handlers()
-        handlers[ClientProtocol.HTTP] = self._http_handler()
+        loaded = "netproxy.handler.http_forward" in sys.modules
+        handlers[ClientProtocol.HTTP] = (
+            self._http_handler() if loaded else LateHandler(self._http_handler)
+        )
         bridge = self._dependencies.bridge
         if bridge is not None and self._config.tls is not None:
             handlers[ClientProtocol.TUNNEL] = bridge
@@ -230,20 +233,10 @@ class _ListenerParts:
 
     def udp(self) -> ListenerHandler:
         """Make the handler of a fixed target, UDP."""
-        from netproxy.handler.forward import UdpForward  # late: as in tcp()
+        from netproxy.handler.transparent.factory import make_udp_forward  # late: as in tcp()
 
-        target = self._config.target
-        assert self._state is not None and target is not None  # config.read has seen to it
-        forward = UdpForward(
-            self._config.name,
-            self._dependencies.router,
-            self._state.table,
-            target,
-            self._clients,
-            self._dependencies.counter,
-            self.permission,
-        )
-        return ListenerHandler(None, forward, None)
+        parts = (self._state, self._dependencies, self.permission)
+        return ListenerHandler(None, make_udp_forward(self._config, *parts), None)
 
     def transparent(self) -> ListenerHandler:
         """Make the handlers of what rules REDIRECT or TPROXY of the kernel lead here."""
@@ -275,6 +268,9 @@ class _ListenerParts:
         return ListenerHandler(handler, handler, self._udp)
 
     def _http_handler(self) -> HttpHandler:
+        from netproxy.handler.http import HttpHandler  # late: clients may all speak SOCKS
+        from netproxy.handler.http_forward import Forwarder
+
         return HttpHandler(
             self._config.name,
             self._outbound,

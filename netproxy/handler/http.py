@@ -21,6 +21,7 @@ from netproxy.errors import (
     Reason,
     StreamError,
 )
+from netproxy.handler.datagrams.connect_udp import ConnectUdp
 from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Refusal
@@ -72,7 +73,8 @@ class HttpHandler:
     ) -> None:
         """Serve requests.  `datagrams` serves connect-udp; None without UDP."""
         self._permission = permission  # asked for each request
-        self._datagrams, self._listener = datagrams, listener
+        self._datagrams = None if datagrams is None else ConnectUdp(datagrams)
+        self._listener = listener
         self._outbound, self._forwarder = outbound, forwarder
         self._login, self._counter = permission.login, counter
 
@@ -150,7 +152,7 @@ class HttpHandler:
                 tunnel = yield from self._outbound.tunnel(flow, stream)
                 return tunnel.accept(stream, CONNECTED)
             if self._datagrams is not None and connect_udp.asks_for(request):
-                serve = partial(self._datagrams.connect_udp, stream, request, flow)
+                serve = partial(self._datagrams.serve, stream, request, flow)
                 wait: Wait | None = yield Blocking(serve)
                 return wait
             kept, connection.kept = connection.kept, None

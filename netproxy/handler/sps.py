@@ -106,6 +106,28 @@ class SpsHandler:
             self._packets.handle_packets(batch, local)
 
 
+class LateHandler:
+    """Hands connections to a handler that is made for the first one.  A Handler.
+
+    The modules of the handler take no memory until then.
+    """
+
+    def __init__(self, make: Callable[[], Handler]) -> None:
+        """`make` may block, because it loads modules.
+
+        It may raise CannotLoad, which ends the connection; the next one tries again.  Two first
+        connections at once may both call it: one of the handlers serves the others.
+        """
+        self._make = make
+        self._handler: Handler | None = None
+
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Hand the connection on."""
+        if self._handler is None:
+            self._handler = yield Blocking(self._make)
+        return (yield from self._handler.handle(stream, client))
+
+
 class Gate:
     """Reads a PROXY header and makes the TLS handshake before another handler.  A Handler."""
 

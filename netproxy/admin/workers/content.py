@@ -36,6 +36,13 @@ PRELOADED = (
         "netproxy.admin.workers.report",
     ),
     "netproxy.dialer.plain.rotation",
+    # of every worker, which shares their memory with the parent
+    *(
+        "netproxy.handler.datagrams.stream_service",
+        "netproxy.handler.datagrams.uot",
+        "netproxy.handler.http",
+        "netproxy.handler.http_forward",
+    ),
 )
 """What threads of the parent and of workers would import late, beside the imports above.
 

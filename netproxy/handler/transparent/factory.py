@@ -1,6 +1,6 @@
 """Makes the handlers of listeners whose clients do not name their target.
 
-These are the transparent listeners, and those with a fixed target for connections.
+These are the transparent listeners, and those with a fixed target.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from netproxy.handler.factory import HandlerDependencies
     from netproxy.handler.outbound import Outbound
     from netproxy.handler.socks.socks5_udp import RelayState
-    from netproxy.handler.forward import TcpForward
+    from netproxy.handler.forward import TcpForward, UdpForward
     from netproxy.handler.transparent.sniffer import Sniffer
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
@@ -64,6 +64,27 @@ def make_forward(config: ListenerConfig, outbound: Outbound, permission: Permiss
     assert target is not None  # config.read has seen to it
     sniffer, send_proxy = _make_sniffer(config), config.send_proxy
     return TcpForward(config.name, outbound, target, permission, sniffer, send_proxy)
+
+
+def make_udp_forward(
+    config: ListenerConfig,
+    state: RelayState | None,
+    dependencies: HandlerDependencies,
+    permission: Permission,
+) -> UdpForward:
+    """Return the handler of a listener that sends all datagrams to one target."""
+    from netproxy.handler.forward import UdpForward  # late: transparent listeners have none
+
+    assert state is not None and config.target is not None  # config.read has seen to it
+    return UdpForward(
+        config.name,
+        dependencies.router,
+        state.table,
+        config.target,
+        AllowedClients(*config.clients),
+        dependencies.counter,
+        permission,
+    )
 
 
 def _make_sniffer(config: ListenerConfig) -> Sniffer | None:
