@@ -11,6 +11,8 @@ from typing import Iterator, NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.many_inputs
+
 ROOT = Path(__file__).resolve().parents[1] / "netproxy"
 
 # What a room's modules may import from other rooms.  errors, interfaces, typed and the own room
